@@ -1,0 +1,178 @@
+"""The page as a parser sees it: text stays text, and nothing is fetched."""
+
+import base64
+from html import parser
+import math
+import re
+
+import pytest
+
+from tttnn.reporting import page
+from tttnn.scoring import metrics
+
+EVIL = '</td><script>alert("1")</script><img src=x onerror=alert(2)>&amp;\'"'
+
+
+class _Parser(parser.HTMLParser):
+  """Collects the tags with their attributes, and the text outside scripts."""
+
+  def __init__(self, html):
+    super().__init__()
+    self.tags, self.texts, self.open = [], [], ''
+    self.feed(html)
+    self.close()
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+    self.open = tag
+
+  def handle_data(self, data):
+    if self.open not in ('script', 'style') and data.strip():
+      self.texts.append(data.strip())
+
+  def all(self, tag):
+    return [attributes for name, attributes in self.tags if name == tag]
+
+
+def _row(doc_id, *, task='code', at=(0, 5), bits=(2.0, 1.0), **fields):
+  return {
+    'doc_id': doc_id,
+    'task': task,
+    'method': 'ttt',
+    'protocol': 'split',
+    'num_bytes': 1000,
+    'num_words': 100,
+    'at': list(at),
+    'log_likelihood': [-b * 1000 * math.log(2) for b in bits],
+    'neighbors': [{'id': 7, 'distance': 2.5}, {'id': 9, 'distance': 3.0}],
+    'missing_neighbors': 0,
+    'seconds': {'retrieve': 0.25, 'select': 0.0, 'adapt': 1.0, 'score': 0.5},
+  } | fields
+
+
+def _run(*rows, name='run', progress='', origin=None):
+  return page.Run(
+    name=name,
+    progress=progress,
+    rows=rows,
+    table=metrics.aggregate(rows),
+    before_after=page.Figure('bars.png', f'Bars {EVIL}', b'\x89PNG bars' * 4),
+    curves=None,
+    origin=origin or {},
+  )
+
+
+def test_data_is_shown_as_text():
+  run = _run(
+    _row(EVIL, task=EVIL), name=EVIL, progress=EVIL, origin={'key': EVIL}
+  )
+  html = page.render(EVIL, [run, run])
+  parsed = _Parser(html)
+  assert len(parsed.all('script')) == 1
+  assert len(parsed.all('img')) == 2
+  assert not any('onerror' in attributes for _, attributes in parsed.tags)
+  assert all(a['alt'] == f'Bars {EVIL}' for a in parsed.all('img'))
+  # Title and h1; then twice: a line of the comparison, the heading, the
+  # progress, the domain, the document and its domain.
+  assert parsed.texts.count(EVIL) == 2 + 2 * 6
+
+
+def test_nothing_is_fetched():
+  html = page.render('t', [_run(_row(0))])
+  parsed = _Parser(html)
+  (image,) = parsed.all('img')
+  kind, data = image['src'].split(',')
+  assert kind == 'data:image/png;base64'
+  assert base64.b64decode(data) == b'\x89PNG bars' * 4
+  for _, attributes in parsed.tags:
+    assert 'href' not in attributes
+    assert attributes.get('src', 'data:').startswith('data:')
+  assert not re.search(r'https?:|//[a-z]|@import|url\(', html)
+  policy = next(a for a in parsed.all('meta') if 'http-equiv' in a)
+  assert policy['content'].startswith("default-src 'none'")
+
+
+def test_the_page_is_for_every_screen():
+  html = page.render('t', [_run(_row(0))])
+  names = {a.get('name'): a.get('content') for a in _Parser(html).all('meta')}
+  assert names['viewport'] == 'width=device-width, initial-scale=1'
+  assert 'prefers-color-scheme: dark' in html
+  assert html.startswith('<!doctype html>')
+  assert html == page.render('t', [_run(_row(0))])
+
+
+def test_the_summary():
+  run = _run(_row(0), _row(1, missing_neighbors=3))
+  facts = dict(page.summary(run))
+  assert facts['Method'] == 'ttt' and facts['Protocol'] == 'split'
+  assert facts['Documents'] == '2'
+  assert facts['Seconds per document'] == '1.75 (median)'
+  assert facts['Byte perplexity'] == '2.000'
+  assert facts['Word perplexity'] == '1,024.0'
+  assert facts['Documents with too few neighbours'] == '1'
+  assert 'Documents without a finite score' not in facts
+  assert '2.0000 \u2192 1.0000 bits per byte (-50.0%)' in page.render('', [run])
+
+  lost = _run(_row(0, log_likelihood=[-1.0, None]))
+  assert dict(page.summary(lost))['Documents without a finite score'] == '1'
+  assert 'are undefined.' in page.render('', [lost])
+
+  base = _run(_row(0, at=[0], bits=[2.0], neighbors=[], method='base'))
+  assert '2.0000 bits per byte</p>' in page.render('', [base])
+
+
+def test_documents():
+  run = _run(
+    _row('b'),
+    _row(10, at=(0, 3), bits=(1.0, 1.1)),
+    _row(9, num_bytes=0, log_likelihood=[0.0, 0.0], neighbors=[]),
+    _row(8, at=[1], bits=[1.0], neighbors=[{'id': None, 'distance': None}]),
+  )
+  cells = page.documents(run)
+  assert [line[0] for line in cells] == [
+    ('8', 8),
+    ('9', 9),
+    ('10', 10),
+    ('b', None),
+  ]
+  assert [text for text, _ in cells[3]] == [
+    'b',
+    'code',
+    '2.0000',
+    '1.0000',
+    '-50.0%',
+    '5',
+    '2.500',
+    '1,000',
+    '1.75',
+  ]
+  assert [text for text, _ in cells[1]][2:5] == ['-', '-', '-']
+  assert [text for text, _ in cells[0]][2:7] == ['-', '1.0000', '-', '1', '-']
+  assert cells[2][4][1] == pytest.approx(0.1)
+
+
+def test_values_to_sort_by_are_numbers_or_nan():
+  html = page.render('', [_run(_row(0), _row('x', num_bytes=0))])
+  cells = [a for a in _Parser(html).all('td') if 'data-value' in a]
+  assert len(cells) == 2 * 7
+  assert sum(a['data-value'] == 'nan' for a in cells) == 3
+  assert all(isinstance(float(a['data-value']), float) for a in cells)
+
+
+def test_a_long_run_is_cut(monkeypatch):
+  monkeypatch.setattr(page, '_MAX_DOCUMENTS', 3)
+  html = page.render('', [_run(*(_row(i) for i in range(1203)))])
+  assert '1,200 more documents are in results.jsonl.' in html
+  assert len([a for a in _Parser(html).all('th') if 'data-value' in a]) == 3
+
+
+def test_several_runs_are_compared():
+  dynamic = _row(0, method='dynamic_eval', bits=(2.0, 1.5))
+  runs = [_run(_row(0), name='a'), _run(dynamic, name='b')]
+  assert page.comparison(runs)[1:] == [
+    ['a', '2.0000', '1.0000', '-50.0%', '1', 'ttt', 'split'],
+    ['b', '2.0000', '1.5000', '-25.0%', '1', 'dynamic_eval', 'split'],
+  ]
+  texts = _Parser(page.render('both', runs)).texts
+  assert 'Bits per byte over all documents of each run.' in texts
+  assert 'Bits per byte at 0 passes and at each document\u2019s last.' in texts

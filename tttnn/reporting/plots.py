@@ -1,0 +1,230 @@
+"""Figures of a run that read the same in grey and to the colour-blind.
+
+Drawn without pyplot, so figures share no state, and in this file's own style
+whatever matplotlibrc says: equal tables give equal bytes.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Sequence
+import io
+import math
+import textwrap
+
+from matplotlib import axes as axes_lib
+from matplotlib import figure
+from matplotlib import style
+from matplotlib import ticker
+import numpy as np
+
+from tttnn.reporting import tables
+from tttnn.scoring import metrics
+
+# Of Okabe & Ito's palette, which every kind of colour vision tells apart.
+_BETTER, _WORSE, _GREY = '#0072b2', '#d55e00', '#666666'
+_MAX_DOMAINS = 40  # More would be neither readable nor within Agg's limits.
+_STYLE = (
+  'default',
+  {
+    'axes.axisbelow': True,
+    'axes.grid': True,
+    'axes.spines.right': False,
+    'axes.spines.top': False,
+    'axes.titlesize': 9,
+    'figure.dpi': 192,
+    'font.size': 9,
+    'grid.alpha': 0.35,
+    'hatch.linewidth': 0.7,
+    'xtick.labelsize': 8,
+    'ytick.labelsize': 8,
+  },
+)
+
+
+@style.context(_STYLE)
+def before_after(
+  table: metrics.Table, unit: str = 'neighbours'
+) -> figure.Figure:
+  """Bars of bits per byte at 0 and at each document's last count.
+
+  Totals come first, then the domains, largest gain first; the number at a
+  pair of bars is the relative change. A run without adaptation has one bar.
+  """
+  totals, domains = table.totals(), _domains(table)
+  lines = totals + domains
+  scores = [curve.last for _, curve in lines]
+  rows = np.arange(len(lines)) + 0.0
+  rows[len(totals) :] += 0.5 if totals else 0  # A gap below the totals.
+
+  fig = figure.Figure(
+    figsize=(4.6, 1.1 + 0.36 * len(lines)), layout='constrained'
+  )
+  ax = fig.add_subplot()
+  if table.all.last_counts[1]:
+    _paired_bars(ax, rows, scores, table.all.last_counts, unit)
+    fig.legend(
+      loc='outside upper center',
+      ncols=3,
+      columnspacing=1.2,
+      fontsize=8,
+      frameon=False,
+      handlelength=1.6,
+    )
+  else:
+    ax.barh(rows, [s.bits_per_byte for s in scores], 0.6, color=_BETTER)
+  ax.set_yticks(rows, [_label(name) for name, _ in lines], parse_math=False)
+  ax.set_ylim(rows[-1] + 0.6, -0.6)
+  ax.set_xlim(0, 1.18 * max(_finite(_values(scores)), default=1))
+  ax.set_xlabel('bits per byte' + _note(table))
+  ax.grid(visible=False, axis='y')
+  ax.tick_params(axis='y', length=0)
+  return fig
+
+
+@style.context(_STYLE)
+def curves(table: metrics.Table, unit: str = 'neighbours') -> figure.Figure:
+  """A panel a domain: bits per byte over the number of neighbours.
+
+  The dashed line is the unadapted model on the very documents that reached
+  each count; where it is not level, documents dropped out.
+  """
+  lines = table.totals() + _domains(table)
+  columns = min(3, len(lines))
+  rows = math.ceil(len(lines) / columns)
+  fig = figure.Figure(
+    figsize=(max(2.4 * columns, 4), 0.9 + 1.75 * rows), layout='constrained'
+  )
+  grid = fig.subplots(rows, columns, squeeze=False).ravel()
+  largest = max(table.all.by_count) or 1
+  for ax, (name, curve) in zip(grid, lines, strict=False):
+    _panel(ax, curve)
+    ax.set_title(_label(name), loc='left', parse_math=False)
+    ax.set_xlim(-0.03 * largest, 1.03 * largest)
+  for ax in grid[len(lines) :]:
+    ax.remove()
+  fig.legend(
+    *grid[0].get_legend_handles_labels(),
+    loc='outside upper center',
+    ncols=2,
+    frameon=False,
+  )
+  fig.supxlabel(unit + _note(table), fontsize=9)
+  fig.supylabel('bits per byte', fontsize=9)
+  return fig
+
+
+@style.context(_STYLE)
+def png(fig: figure.Figure) -> bytes:
+  """The figure as PNG; the same bytes each time."""
+  buffer = io.BytesIO()
+  fig.savefig(buffer, format='png', metadata={'Software': None})
+  return buffer.getvalue()
+
+
+def _paired_bars(
+  ax: axes_lib.Axes,
+  rows: np.ndarray,
+  scores: Sequence[metrics.Score],
+  counts: tuple[int, int],
+  unit: str,
+) -> None:
+  # Worse by at least what the printed number shows.
+  worse = np.array([round(score.change, 3) > 0 for score in scores])
+  after = np.array([score.bits_per_byte for score in scores])
+  ax.barh(
+    rows - 0.2,
+    [score.base_bits_per_byte for score in scores],
+    0.38,
+    color='white',
+    edgecolor=_GREY,
+    hatch='/////',
+    label=f'0 {unit}',
+  )
+  label = f'{tables.count_range(counts)} {unit}'
+  for kind, color, hatch, suffix in (
+    (~worse, _BETTER, '', ''),
+    (worse, _WORSE, 'xxx', ', worse'),
+  ):
+    if kind.any():
+      ax.barh(
+        rows[kind] + 0.2,
+        after[kind],
+        0.38,
+        color=color,
+        edgecolor='white' if hatch else color,
+        hatch=hatch,
+        label=label + suffix,
+      )
+  for row, score in zip(rows, scores, strict=True):
+    ax.annotate(
+      tables.percent(score.change),
+      (max(_finite(_values([score])), default=0), row),
+      xytext=(4, 0),
+      textcoords='offset points',
+      verticalalignment='center',
+      fontsize=8,
+    )
+
+
+def _panel(ax: axes_lib.Axes, curve: metrics.Curve) -> None:
+  counts, scores = list(curve.by_count), list(curve.by_count.values())
+  base = [score.base_bits_per_byte for score in scores]
+  adapted = [score.bits_per_byte for score in scores]
+  ax.plot(counts, base, '--', color=_GREY, label='not adapted')
+  ax.plot(
+    counts,
+    adapted,
+    'o-',
+    color=_BETTER,
+    markersize=3.5,
+    markevery=max(1, len(counts) // 10),
+    label='adapted',
+  )
+  values = _finite(_values(scores))
+  if values:
+    # Two percent of the value at least, so that noise does not look like news.
+    middle, half = (max(values) + min(values)) / 2, np.ptp(values) / 2
+    half = 1.1 * max(half, 0.01 * abs(middle), 1e-6)
+    ax.set_ylim(middle - half, middle + half)
+  else:
+    ax.text(0.5, 0.5, 'undefined', transform=ax.transAxes, ha='center')
+  ax.xaxis.set_major_locator(
+    ticker.MaxNLocator(5, integer=True, steps=[1, 2, 5, 10])
+  )
+  ax.yaxis.set_major_locator(ticker.MaxNLocator(4))
+  ax.yaxis.set_major_formatter(ticker.ScalarFormatter(useOffset=False))
+
+
+def _domains(table: metrics.Table) -> list[tuple[str, metrics.Curve]]:
+  """The domains that a figure has room for, largest gain first."""
+  most = sorted(table.tasks.items(), key=lambda d: -d[1].last.documents)
+
+  def gain(line):
+    change = line[1].last.change
+    return math.isnan(change), change, line[0]
+
+  return sorted(most[:_MAX_DOMAINS], key=gain)
+
+
+def _note(table: metrics.Table) -> str:
+  if len(table.tasks) <= _MAX_DOMAINS:
+    return ''
+  return (
+    f' (the {_MAX_DOMAINS} domains with most documents, '
+    f'of {len(table.tasks):,})'
+  )
+
+
+def _label(name: str) -> str:
+  """The name on at most two lines."""
+  first, *rest = textwrap.wrap(tables.plain(name), 28) or ['']
+  if len(rest) > 1:
+    rest = [rest[0][:27] + '\u2026']
+  return '\n'.join([first, *rest])
+
+
+def _values(scores: Iterable[metrics.Score]) -> list[float]:
+  return [v for s in scores for v in (s.bits_per_byte, s.base_bits_per_byte)]
+
+
+def _finite(values: Iterable[float]) -> list[float]:
+  return [value for value in values if math.isfinite(value)]

@@ -1,0 +1,1 @@
+"""Rolling log-likelihood, metrics, the results file."""
