@@ -1,0 +1,1 @@
+"""Text in: JSONL shards, tokens, windows, tasks."""
