@@ -1,0 +1,1 @@
+"""Vectors and their texts: build, store, serve, search."""

@@ -1,0 +1,233 @@
+"""Searches through the search host; see `server` for the other end."""
+
+from collections.abc import Iterator
+import contextlib
+import hashlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import numpy as np
+
+import tttnn
+from tttnn.datastore import protocol
+
+
+class Client:
+  """A connection to a search server; not to be shared by threads.
+
+  Args:
+    address: path of the server's socket.
+    timeout: seconds to wait for any one answer.
+
+  Attributes:
+    address: as given.
+    info: what the server says of itself: pid, store (its directory), dim, rows
+      (documents), searchable (those with a finite vector), embedder (its
+      fingerprint), manifest (the store's fingerprint), index, exact, mapped.
+
+  Raises:
+    ValueError: nobody serves there.
+  """
+
+  def __init__(self, address: str, *, timeout: float = 600.0):
+    self.address = address
+    self._timeout = timeout
+    self._received = b''
+    self._fds: list[int] = []
+    self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    self._socket.settimeout(timeout)
+    try:
+      self._socket.connect(address)
+    except OSError as e:
+      self._socket.close()
+      raise ValueError(
+        f'no search server at {address} ({e}): start one with python -m '
+        f'tttnn.datastore.server --store=DIR --address={address}'
+      ) from e
+    self._pid = protocol.peer_pid(self._socket)
+    try:
+      self.info = self._receive()
+      if self.info.get('protocol') != protocol.VERSION:
+        raise ValueError(
+          f'{self._who} speaks protocol {self.info.get("protocol")}, this '
+          f'program {protocol.VERSION}: restart it'
+        )
+      self._block = protocol.Block(self._fds[0], self.info['dim'])
+    except ValueError:
+      self._socket.close()
+      raise
+    finally:
+      for fd in self._fds:
+        os.close(fd)
+
+  @property
+  def _who(self) -> str:
+    return f'the search server at {self.address} (process {self._pid})'
+
+  def check(self, fingerprint: str, dim: int) -> None:
+    """Raises `ValueError` unless an embedder is the one of the store."""
+    there = self.info['embedder'], self.info['dim']
+    if there != (fingerprint, dim):
+      raise ValueError(
+        f'{self.info["store"]} was built with embedder {there[0]} of dim '
+        f'{there[1]}, but the queries come from {fingerprint} of dim {dim}'
+      )
+
+  def search(
+    self, queries_QxD: np.ndarray, k: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest documents of each query, as `index.Engine.search`.
+
+    Returns:
+      distances_Qxk: float32, L2 (not squared), ascending; ids_Qxk: int64.
+
+    Raises:
+      ValueError: the server refuses the request, or is dead or too slow.
+    """
+    queries_QxD = np.asarray(queries_QxD, np.float32)
+    if queries_QxD.ndim != 2 or queries_QxD.shape[1] != self.info['dim']:
+      raise ValueError(
+        f'queries of shape {list(queries_QxD.shape)} for {self._who}, whose '
+        f'store has dim {self.info["dim"]}'
+      )
+    k = int(k)
+    if k > protocol.MAX_RESULTS:
+      raise ValueError(f'{k} neighbours, but at most {protocol.MAX_RESULTS}')
+    distances_Qxk = np.empty((len(queries_QxD), max(k, 0)), np.float32)
+    ids_Qxk = np.empty(distances_Qxk.shape, np.int64)
+    step = min(protocol.MAX_QUERIES, protocol.MAX_RESULTS // max(k, 1))
+    for begin in range(0, len(queries_QxD), step):
+      part_QxD = queries_QxD[begin : begin + step]
+      count, end = len(part_QxD), begin + len(part_QxD)
+      self._block.queries_QxD[:count] = part_QxD
+      self._ask({'op': 'search', 'count': count, 'k': k})
+      shape = count, k
+      distances_Qxk[begin:end] = self._block.distances[: count * k].reshape(
+        shape
+      )
+      ids_Qxk[begin:end] = self._block.ids[: count * k].reshape(shape)
+    return distances_Qxk, ids_Qxk
+
+  def status(self) -> dict[str, Any]:
+    """`info` and counts: connections, searches, requests, queries."""
+    return self._ask({'op': 'status'})
+
+  def shutdown(self) -> None:
+    """Asks the server to answer what it was asked and then to stop."""
+    self._ask({'op': 'shutdown'})
+    self.close()
+
+  def close(self) -> None:
+    self._socket.close()
+
+  def __enter__(self) -> 'Client':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self.close()
+
+  def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+    if self._socket.fileno() < 0:
+      raise ValueError(f'the connection to {self._who} is closed')
+    try:
+      self._socket.sendall(protocol.encode(message))
+    except OSError as e:
+      raise self._lost(f'is gone ({e})') from e
+    return self._receive()
+
+  def _receive(self) -> dict[str, Any]:
+    while b'\n' not in self._received:
+      try:
+        data, fds, _, _ = socket.recv_fds(self._socket, protocol.MAX_LINE, 1)
+      except TimeoutError as e:
+        raise self._lost(f'has not answered for {self._timeout:g} s') from e
+      except OSError as e:
+        raise self._lost(f'died during a request ({e})') from e
+      if not data:
+        raise self._lost('died during a request')
+      self._received += data
+      self._fds += fds
+    line, _, self._received = self._received.partition(b'\n')
+    answer = json.loads(line)
+    if 'error' in answer:
+      raise ValueError(f'{self._who}: {answer["error"]}')
+    return answer
+
+  def _lost(self, why: str) -> ValueError:
+    self.close()  # An answer that comes late must not be taken for the next.
+    return ValueError(f'{self._who} {why}: restart it and run this again')
+
+
+def default_address(store_dir: str | os.PathLike) -> str:
+  """Where a user's server of a store listens unless told otherwise."""
+  path = os.path.realpath(store_dir)
+  name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+  return os.path.join(tempfile.gettempdir(), f'tttnn-{os.getuid()}-{name}')
+
+
+def answers(address: str) -> bool:
+  """Whether a server listens at an address (it may be busy)."""
+  with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    return probe.connect_ex(address) == 0
+
+
+@contextlib.contextmanager
+def start(
+  store_dir: str | os.PathLike,
+  address: str = '',
+  *,
+  threads: int = 0,
+  timeout: float = 600.0,
+) -> Iterator[Client]:
+  """Runs a server as a child process, and yields a client of it.
+
+  The server ends with the context, and also when this process is killed.
+
+  Args:
+    store_dir: a finished store.
+    address: path of the socket; '' = `default_address`.
+    threads: of a search; 0 = every core that this process may use.
+    timeout: seconds that the server may take to open the store, and those of
+      the client.
+
+  Raises:
+    ValueError: the server does not come up, in its own words.
+  """
+  address = address or default_address(store_dir)
+  root = os.path.dirname(os.path.dirname(tttnn.__file__))
+  path = os.pathsep.join(filter(None, (root, os.environ.get('PYTHONPATH'))))
+  command = [sys.executable, '-m', 'tttnn.datastore.server']
+  command += [f'--store={store_dir}', f'--address={address}']
+  command += [f'--threads={threads}', '--owner_fd=0']
+  with (
+    tempfile.TemporaryFile() as errors,
+    subprocess.Popen(
+      command,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=errors,
+      env=os.environ | {'PYTHONPATH': path},
+    ) as process,
+  ):
+    try:
+      readable, _, _ = select.select([process.stdout], [], [], timeout)
+      if not readable:
+        raise ValueError(f'no server of {store_dir} within {timeout:g} s')
+      if not process.stdout.readline():
+        process.wait()
+        errors.seek(0)
+        raise ValueError(errors.read().decode(errors='replace').strip())
+      with Client(address, timeout=timeout) as client:
+        yield client
+    finally:
+      process.stdin.close()
+      try:
+        process.wait(timeout=10)
+      except subprocess.TimeoutExpired:
+        process.kill()
