@@ -1,0 +1,1 @@
+"""Language models in Flax, held to Hugging Face's."""

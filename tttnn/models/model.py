@@ -1,0 +1,194 @@
+"""What the rest of the code sees of a model: functions of (params, tokens).
+
+To add an architecture, write its file as `gpt2.py` is written and name it in
+ARCHITECTURES.
+"""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tttnn.models import gpt2
+from tttnn.models import gpt_neo
+from tttnn.models import layers
+from tttnn.models import roberta
+
+ARCHITECTURES = {'gpt2': gpt2, 'gpt_neo': gpt_neo, 'roberta': roberta}
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """An architecture and its sizes; hashable, so it can be a static argument.
+
+  Parameters are nested dicts of float32 arrays whose paths, joined by dots, are
+  the names in a Hugging Face checkpoint without the base model's prefix.
+
+  Attributes:
+    model_type: key of ARCHITECTURES, as in config.json.
+    config: that architecture's Config.
+    dtype: what the layers compute in, 'float32' or 'bfloat16'. float32 means
+      full precision on accelerators too, unless `jax_default_matmul_precision`
+      says otherwise.
+  """
+
+  model_type: str
+  config: gpt2.Config | gpt_neo.Config | roberta.Config
+  dtype: str = 'float32'
+
+  def __post_init__(self):
+    if self.model_type not in ARCHITECTURES:
+      raise ValueError(
+        f'model_type {self.model_type!r} is not implemented; there are '
+        f'{sorted(ARCHITECTURES)}'
+      )
+    if not isinstance(self.config, self.architecture.Config):
+      raise ValueError(
+        f'model_type {self.model_type!r} does not go with a '
+        f'{type(self.config).__module__} configuration'
+      )
+    if self.dtype not in ('float32', 'bfloat16'):
+      raise ValueError(f'dtype {self.dtype!r} is not float32 or bfloat16')
+
+  @property
+  def architecture(self) -> Any:
+    """The module that implements this model_type."""
+    return ARCHITECTURES[self.model_type]
+
+  @property
+  def context(self) -> int:
+    """The most tokens a sequence can have."""
+    return self.config.context
+
+  @property
+  def vocab_size(self) -> int:
+    return self.config.vocab_size
+
+  @property
+  def width(self) -> int:
+    return self.config.width
+
+  def init(self, key: jax.Array) -> Params:
+    """New float32 parameters, drawn as Hugging Face draws them."""
+
+    def everything(module, tokens_BxT):
+      return module.head(module(tokens_BxT, None))
+
+    tokens_BxT = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    # Lazily: draws the parameters without running the model on anything.
+    variables = self._module().lazy_init(key, tokens_BxT, method=everything)
+    return variables['params']
+
+  def hidden(
+    self,
+    params: Params,
+    tokens_BxT: jax.Array,
+    mask_BxT: jax.Array | None = None,
+    dropout_key: jax.Array | None = None,
+  ) -> jax.Array:
+    """Last hidden states [B, T, D], after the final norm, in `dtype`.
+
+    Args:
+      params: as `init` makes them; the head need not be there.
+      tokens_BxT: token ids; one out of range gives NaN.
+      mask_BxT: true at real tokens, false at padding, which is not attended to;
+        None = no padding.
+      dropout_key: switches the configuration's dropout on.
+
+    Raises:
+      ValueError: more tokens than the context.
+    """
+    tokens = tokens_BxT.shape[1]
+    if tokens > self.context:
+      raise ValueError(f'{tokens} tokens exceed the context of {self.context}')
+    train = dropout_key is not None
+    with self._precision():
+      return self._module().apply(
+        {'params': params},
+        tokens_BxT,
+        mask_BxT,
+        train,
+        rngs={'dropout': dropout_key} if train else None,
+      )
+
+  def logits(
+    self,
+    params: Params,
+    tokens_BxT: jax.Array,
+    mask_BxT: jax.Array | None = None,
+  ) -> jax.Array:
+    """Logits [B, T, V] in float32; `tokens_BxT` and `mask_BxT` as `hidden`."""
+    hidden_BxTxD = self.hidden(params, tokens_BxT, mask_BxT)
+    with self._precision():
+      return layers.vocabulary_logits(*self._head(params, hidden_BxTxD))
+
+  def log_likelihood(
+    self,
+    params: Params,
+    tokens_BxT: jax.Array,
+    targets_BxT: jax.Array,
+    mask_BxT: jax.Array | None = None,
+    dropout_key: jax.Array | None = None,
+  ) -> jax.Array:
+    """log p(targets[t] | tokens[..t]) in nats, [B, T] float32.
+
+    The target of position t is, as a rule, the token at t + 1: no shift is made
+    here. Values at padding are finite and mean nothing.
+
+    Raises:
+      ValueError: the model is no causal LM, or as `hidden`.
+    """
+    if not self.architecture.CAUSAL:
+      raise ValueError(
+        f'{self.model_type} sees later tokens: it has no log_likelihood of the '
+        'next one, only masked_log_likelihood'
+      )
+    hidden_BxTxD = self.hidden(params, tokens_BxT, mask_BxT, dropout_key)
+    return self._score(params, hidden_BxTxD, targets_BxT)
+
+  def masked_log_likelihood(
+    self,
+    params: Params,
+    tokens_BxT: jax.Array,
+    mask_BxT: jax.Array | None,
+    positions_BxK: jax.Array,
+    targets_BxK: jax.Array,
+    dropout_key: jax.Array | None = None,
+  ) -> jax.Array:
+    """log p(targets[k] at positions[k] | all tokens) in nats, [B, K] float32.
+
+    Only the given positions pass through the masked-LM head.
+
+    Raises:
+      ValueError: the model is no masked LM, or as `hidden`.
+    """
+    if self.architecture.CAUSAL:
+      raise ValueError(
+        f'{self.model_type} is a causal LM: it has no masked_log_likelihood'
+      )
+    hidden_BxTxD = self.hidden(params, tokens_BxT, mask_BxT, dropout_key)
+    hidden_BxKxD = jnp.take_along_axis(
+      hidden_BxTxD, positions_BxK[..., None], axis=1
+    )
+    return self._score(params, hidden_BxKxD, targets_BxK)
+
+  def _module(self) -> Any:
+    return self.architecture.Module(self.config, self.dtype)
+
+  def _head(self, params, hidden_BxTxD):
+    return self._module().apply({'params': params}, hidden_BxTxD, method='head')
+
+  def _score(self, params, hidden_BxTxD, targets_BxT):
+    with self._precision():
+      head = self._head(params, hidden_BxTxD)
+      return layers.token_log_likelihood(*head, targets_BxT)
+
+  def _precision(self):
+    # By default accelerators round the factors of a float32 product.
+    if self.dtype == 'float32' and not jax.config.jax_default_matmul_precision:
+      return jax.default_matmul_precision('highest')
+    return contextlib.nullcontext()
