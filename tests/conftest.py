@@ -1,11 +1,25 @@
-"""Eight CPU devices for every test, set before JAX's first backend use."""
+"""Eight CPU devices for every test, and no network.
 
+Set before JAX's first backend use, here and (by the environment) in the
+processes that tests start.
+"""
+
+import atexit
 import os
+import shutil
+import tempfile
 
-os.environ.setdefault('HF_HUB_OFFLINE', '1')
-os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+_cache = tempfile.mkdtemp(prefix='tttnn-test-cache-')
+atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+os.environ |= {
+  'HF_HUB_OFFLINE': '1',
+  'JAX_COMPILATION_CACHE_DIR': _cache,
+  'JAX_NUM_CPU_DEVICES': '8',
+  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
+  'JAX_PLATFORMS': 'cpu',
+  'TOKENIZERS_PARALLELISM': 'false',
+}
 
-import jax
+import jax  # noqa: E402
 
-jax.config.update('jax_platforms', 'cpu')
-jax.config.update('jax_num_cpu_devices', 8)
+assert len(jax.devices()) == 8

@@ -1,0 +1,153 @@
+"""Training rows from a corpus: one packed stream of tokens, cut in blocks.
+
+Documents are tokenized once into a flat file, each followed by a separator,
+and mapped from there. Which rows a step trains on is a function of the seed
+and the step alone, so the step is the whole data position.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+
+import numpy as np
+import tqdm
+
+from tttnn import files
+from tttnn.corpus import jsonl
+from tttnn.corpus import tokenizer as tokenizer_lib
+
+_DOCUMENTS = 256  # Tokenized at once.
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+  """Tokens of a corpus in file order.
+
+  Attributes:
+    tokens: int32 [n], memory-mapped.
+    documents: how many there are.
+    digest: of the tokens; a resumed run compares it.
+  """
+
+  tokens: np.ndarray
+  documents: int
+  digest: str
+
+
+def pack(tokenizer, separator: int, spec: str, path: str) -> Stream:
+  """The tokens of the files `spec`, kept at `path`.tokens for the next time.
+
+  Args:
+    tokenizer: as `tttnn.corpus.tokenizer.load` gives it.
+    separator: token id after each document.
+    spec: comma-separated paths or globs.
+    path: of the files to keep, less their suffix.
+
+  Raises:
+    ValueError: for what `jsonl` refuses, or a corpus without tokens.
+  """
+  shards = jsonl.expand(spec)
+  sources = [[os.path.basename(p), *_stamp(p)] for p in shards]
+  key = {
+    'sources': sources,
+    'tokenizer': tokenizer_lib.fingerprint(tokenizer),
+    'separator': separator,
+  }
+  about = _read(path + '.json')
+  if about is None or about['key'] != key:
+    count, documents, digest = _write(tokenizer, separator, shards, path)
+    about = {
+      'key': key,
+      'tokens': count,
+      'documents': documents,
+      'digest': digest,
+    }
+    files.write_atomic(path + '.json', json.dumps(about, indent=2))
+  tokens = np.memmap(path + '.tokens', np.int32, 'r', shape=(about['tokens'],))
+  return Stream(tokens, about['documents'], about['digest'])
+
+
+def batch(
+  stream: Stream, step: int, *, rows: int, length: int, overlap: int, seed: int
+) -> np.ndarray:
+  """The rows of step `step`: int32 [rows, length + overlap].
+
+  The stream is cut into blocks of `length` tokens, and each epoch visits all
+  of them in an order of its own. `overlap` tokens of the next block follow
+  (1 where the row's last token is only a target).
+
+  Raises:
+    ValueError: if the stream is shorter than one row.
+  """
+  blocks = (len(stream.tokens) - overlap) // length
+  if blocks < 1:
+    raise ValueError(
+      f'the corpus has {len(stream.tokens)} tokens, a row needs '
+      f'{length + overlap}: take a smaller train.sequence_length or more text'
+    )
+  out = np.empty((rows, length + overlap), np.int32)
+  for row, position in enumerate(range(step * rows, (step + 1) * rows)):
+    epoch, index = divmod(position, blocks)
+    block = _order(seed, epoch, blocks)[index]
+    out[row] = stream.tokens[block * length : (block + 1) * length + overlap]
+  return out
+
+
+@functools.lru_cache(maxsize=2)  # A batch may span two epochs.
+def _order(seed: int, epoch: int, blocks: int) -> np.ndarray:
+  return np.random.default_rng([seed, epoch]).permutation(blocks)
+
+
+def _stamp(path: str) -> tuple[int, int]:
+  stat = os.stat(path)
+  return stat.st_size, stat.st_mtime_ns
+
+
+def _read(path: str) -> dict | None:
+  if not os.path.exists(path):
+    return None
+  with open(path, encoding='utf-8') as file:
+    return json.load(file)
+
+
+def _write(
+  tokenizer, separator: int, shards: list[str], path: str
+) -> tuple[int, int, str]:
+  """Writes `path`.tokens; returns its tokens, documents and digest."""
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  digest = hashlib.sha256()
+  count = documents = 0
+  temporary = path + '.tmp'
+  corpus = jsonl.read(shards)
+  bar = tqdm.tqdm(
+    desc=f'tokenize {os.path.basename(path)}',
+    total=len(corpus),
+    unit=' documents',
+  )
+  with open(temporary, 'wb') as out, bar:
+    for texts in _groups(corpus.iter_texts(), _DOCUMENTS):
+      rows = tokenizer_lib.encode(tokenizer, texts)
+      flat = np.array([t for row in rows for t in (*row, separator)], np.int32)
+      out.write(flat.tobytes())
+      digest.update(flat.tobytes())
+      count += len(flat)
+      documents += len(texts)
+      bar.update(len(texts))
+    out.flush()
+    os.fsync(out.fileno())
+  os.replace(temporary, path + '.tokens')
+  return count, documents, digest.hexdigest()
+
+
+def _groups(items: Iterator[str], size: int) -> Iterator[list[str]]:
+  group = []
+  for item in items:
+    group.append(item)
+    if len(group) == size:
+      yield group
+      group = []
+  if group:
+    yield group
