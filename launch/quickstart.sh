@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Sets up, then runs the main job on the built-in corpus, from text to report:
+#
+#   bash launch/quickstart.sh [WORKDIR] [--config.KEY=VALUE ...]
+#
+# The same command again goes on where it stopped. WORKDIR is
+# /tmp/tttnn-quickstart if not given, and --config=configs/quickstart.py:short
+# takes minutes less; launch/setup_env.sh says what else can be chosen.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+
+workdir=${TMPDIR:-/tmp}/tttnn-quickstart
+if [[ $# -gt 0 && $1 != -* ]]; then
+  workdir=$1
+  shift
+fi
+mkdir -p "$workdir" || die "cannot make the work directory $workdir"
+workdir=$(cd "$workdir" && pwd)
+
+flags=(--workdir="$workdir" "$@")
+if [[ " $* " != *' --config='* ]]; then
+  flags=(--config=configs/quickstart.py "${flags[@]}")
+fi
+
+setup_env
+say "python -m tttnn.main ${flags[*]}"
+cd "$REPO"
+exec "$PYTHON" -m tttnn.main "${flags[@]}"

@@ -1,0 +1,50 @@
+"""Installs tttnn: `pip install -e '.[cpu]'`, or gpu or tpu in place of cpu.
+
+Choose exactly one of the three: faiss-cpu and faiss-gpu install the same
+folder. The scripts in launch/ choose for you.
+"""
+
+import pathlib
+import re
+
+import setuptools
+
+_ROOT = pathlib.Path(__file__).parent
+_INIT = (_ROOT / 'tttnn' / '__init__.py').read_text(encoding='utf-8')
+
+setuptools.setup(
+  name='tttnn',
+  version=re.search(r"^__version__ = '(.+)'$", _INIT, re.MULTILINE)[1],
+  description='Test-time training on nearest neighbours, in JAX',
+  packages=setuptools.find_packages(include=['tttnn*', 'configs*']),
+  package_data={'tttnn.reporting': ['*.j2']},
+  python_requires='>=3.11',
+  # Without jax and faiss, of which each platform below brings its own build.
+  install_requires=[
+    'absl-py',
+    'flax>=0.12',
+    'huggingface_hub',
+    'jinja2',
+    'matplotlib',
+    'ml_collections>=1.0',
+    'numpy>=2.0',
+    'optax>=0.2.5',
+    'orbax-checkpoint>=0.11',
+    'safetensors',
+    'tensorstore',
+    'tokenizers',
+    'tqdm',
+    'transformers>=5.0',  # Tokenizers only: it ships no Flax models any more.
+  ],
+  extras_require={
+    # Laptops, search hosts, CI.
+    'cpu': ['jax>=0.10', 'faiss-cpu>=1.12'],
+    # NVIDIA: XLA with its own CUDA; index building on the GPU.
+    'gpu': ['jax[cuda12]>=0.10', 'faiss-gpu>=1.14'],
+    # Cloud TPU: libtpu; search stays on the host.
+    'tpu': ['jax[tpu]>=0.10', 'faiss-cpu>=1.12'],
+    # What tests compare with; tttnn/ never imports these. torch is pinned, as
+    # the oracle of every number, and so that its CPU build can be chosen.
+    'test': ['hypothesis', 'pytest', 'regex', 'torch==2.13.0'],
+  },
+)
