@@ -1,0 +1,108 @@
+"""Rolling windows against the definition; scores against a PyTorch loop."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from tests import tiny
+from tttnn.corpus import buckets
+from tttnn.scoring import rolling
+
+EOT = 9
+
+
+def test_windows_match_the_worked_example():
+  # Context 4; (inputs | targets) for documents 0 1 2 ...
+  expected = {
+    0: [],
+    3: [([EOT, 0, 1], [0, 1, 2])],
+    5: [([EOT, 0, 1, 2], [0, 1, 2, 3]), ([0, 1, 2, 3], [4])],
+    8: [([EOT, 0, 1, 2], [0, 1, 2, 3]), ([3, 4, 5, 6], [4, 5, 6, 7])],
+    9: [
+      ([EOT, 0, 1, 2], [0, 1, 2, 3]),
+      ([3, 4, 5, 6], [4, 5, 6, 7]),
+      ([4, 5, 6, 7], [8]),
+    ],
+    10: [
+      ([EOT, 0, 1, 2], [0, 1, 2, 3]),
+      ([3, 4, 5, 6], [4, 5, 6, 7]),
+      ([5, 6, 7, 8], [8, 9]),
+    ],
+  }
+  for n, windows in expected.items():
+    found = rolling.windows(range(n), 4, EOT)
+    assert [(w.inputs, w.targets) for w in found] == windows
+
+
+@pytest.mark.parametrize('n', range(1, 40))
+def test_every_token_is_scored_once_after_its_predecessor(n):
+  tokens = list(range(100, 100 + n))
+  scored = []
+  for window in rolling.windows(tokens, 8, EOT):
+    assert len(window.inputs) <= 8
+    contexts = window.inputs[len(window.inputs) - len(window.targets) :]
+    for context, target in zip(contexts, window.targets, strict=True):
+      assert context == (target - 1 if target > 100 else EOT)
+    scored += window.targets
+  assert scored == tokens
+
+
+@pytest.mark.parametrize('kind', ['gpt2', 'gpt_neo'])
+@pytest.mark.parametrize('n', [0, 1, 7, 64, 65, 150])
+def test_scores_equal_a_torch_loop(kind, n):
+  model, params, reference = tiny.causal(kind, context=64)
+  tokens = np.random.default_rng(n).integers(0, 97, n).tolist()
+  score = rolling.scorer(model.log_likelihood, model.context)
+  found = score(params, rolling.windows(tokens, model.context, EOT))
+  assert found == pytest.approx(
+    tiny.rolling_log_likelihood(reference, tokens, 64, EOT), rel=1e-5
+  )
+
+
+def test_constant_text_scores_each_token_in_its_own_window():
+  # Windows of equal tokens with unequal numbers of targets must not share a
+  # score, as grouping them by content would make them.
+  model, params, reference = tiny.causal('gpt2', context=64)
+  tokens = [5] * 150
+  score = rolling.scorer(model.log_likelihood, model.context)
+  found = score(params, rolling.windows(tokens, 64, EOT))
+  expected = tiny.rolling_log_likelihood(reference, tokens, 64, EOT)
+  assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_padding_to_a_bucket_changes_nothing():
+  model, params, _ = tiny.causal('gpt2', context=256)
+  tokens = np.random.default_rng(0).integers(0, 97, 100)
+  plain = model.log_likelihood(params, tokens[None, :-1], tokens[None, 1:])
+  score = rolling.scorer(model.log_likelihood, model.context)
+  window = rolling.Window(tokens[:-1].tolist(), tokens[1:].tolist())
+  assert buckets.padded(99, 256) == 128
+  np.testing.assert_allclose(
+    score(params, [window]), float(np.sum(jax.device_get(plain))), rtol=1e-5
+  )
+
+
+def test_buckets_hold_what_they_are_chosen_for():
+  assert [buckets.padded(n, 1024) for n in (1, 64, 65, 513, 1024)] == [
+    64,
+    64,
+    128,
+    1024,
+    1024,
+  ]
+  assert buckets.padded(3, 48) == 48
+  with pytest.raises(ValueError, match='1025 tokens .* 1024'):
+    buckets.padded(1025, 1024)
+
+
+def test_torch_loop_scores_a_document_by_hand():
+  # The oracle itself, on logits that are known: uniform over the vocabulary.
+  class Uniform(torch.nn.Module):
+    def forward(self, ids):
+      out = type('Output', (), {})()
+      out.logits = torch.zeros(*ids.shape, 10)
+      return out
+
+  found = tiny.rolling_log_likelihood(Uniform(), [1, 2, 3, 4, 5], 4, EOT)
+  assert found == pytest.approx(-5 * np.log(10))

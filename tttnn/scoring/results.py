@@ -1,0 +1,95 @@
+"""The results file: a JSON line a document, written as soon as it is known."""
+
+import json
+import math
+import os
+
+from tttnn import files
+from tttnn import settings
+
+
+class Results:
+  """`results.jsonl` of a work directory, which a rerun continues.
+
+  Attributes:
+    rows: by doc_id, those of earlier runs and of this one.
+  """
+
+  def __init__(self, workdir: str, identity: dict):
+    """Opens the file; a torn last line is dropped.
+
+    Args:
+      workdir: where `results.jsonl` is.
+      identity: what the rows depend on, flat and JSON-ready; kept beside them
+        as `results.config.json`.
+
+    Raises:
+      ValueError: if the rows there depend on something else (which is shown),
+        or a line but the last is not JSON.
+    """
+    self._path = os.path.join(workdir, 'results.jsonl')
+    self.rows = {}
+    about = os.path.join(workdir, 'results.config.json')
+    identity = json.loads(json.dumps(identity))
+    if os.path.exists(self._path) and os.path.exists(about):
+      with open(about, encoding='utf-8') as file:
+        differ = settings.difference(json.load(file), identity)
+      if differ:
+        raise ValueError(
+          f'{workdir} holds results of another run ({differ}): take another '
+          '--workdir, or delete its results.jsonl'
+        )
+      self._read()
+    files.write_if_changed(
+      about, json.dumps(identity, indent=2, sort_keys=True) + '\n'
+    )
+    self._file = open(self._path, 'ab')  # noqa: SIM115 (closed by close)
+
+  def append(self, row: dict) -> None:
+    """Writes a row and hands it to the operating system; NaN becomes null."""
+    row = without_nan(row)
+    self._file.write((json.dumps(row, ensure_ascii=False) + '\n').encode())
+    self._file.flush()
+    self.rows[row['doc_id']] = row
+
+  def close(self) -> None:
+    self._file.flush()
+    os.fsync(self._file.fileno())
+    self._file.close()
+
+  def _read(self) -> None:
+    rows, whole = read(self._path)
+    if whole < os.path.getsize(self._path):
+      os.truncate(self._path, whole)
+    self.rows = {row['doc_id']: row for row in rows}
+
+
+def read(path: str) -> tuple[list[dict], int]:
+  """The rows of a results file, and the bytes up to a torn last line.
+
+  Raises:
+    ValueError: with file and line, if a line but the last is not JSON.
+  """
+  with open(path, 'rb') as file:
+    data = file.read()
+  rows, whole = [], 0
+  for number, line in enumerate(data.splitlines(keepends=True), 1):
+    if not line.endswith(b'\n'):
+      break
+    try:
+      rows.append(json.loads(line))
+    except ValueError as error:
+      raise ValueError(f'{path}:{number}: not JSON: {error}') from error
+    whole += len(line)
+  return rows, whole
+
+
+def without_nan(value):
+  """A copy in which NaN and infinities are None, as JSON wants it."""
+  if isinstance(value, dict):
+    return {key: without_nan(inner) for key, inner in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [without_nan(inner) for inner in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
