@@ -1,0 +1,1 @@
+"""Experiments: each file's docstring is its command."""

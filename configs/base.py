@@ -1,0 +1,156 @@
+"""Every configuration key, with its meaning and default.
+
+A config file calls `get_config` and changes what it needs; the command line
+changes the rest (`--config.ttt.learning_rate=1e-4`). A key that is not here is
+an error. Lists are comma-separated strings; paths may be globs where it says
+so; '' and 0 stand for "not given". Paths may contain `{workdir}`.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """The defaults, locked: no key can be added."""
+  config = ml_collections.ConfigDict()
+  # corpus | train | export | build | serve | query | evaluate | report |
+  # pipeline
+  config.job = 'evaluate'
+  # Print documents, steps, memory and estimated time, then stop.
+  config.dry_run = False
+  config.seed = 0
+
+  config.model = _section(
+    # The causal LM: a Hugging Face directory, a hub id, or a directory of
+    # Orbax checkpoints that `train` wrote.
+    path='',
+    revision='',  # Of a hub id.
+    # Of activations; parameters are float32. auto: float32 on CPU, bfloat16 on
+    # accelerators.
+    dtype='auto',
+  )
+  config.embedder = _section(
+    path='',  # As model.path, of a RoBERTa.
+    revision='',
+    # Tokens of a text that are embedded, without the two special tokens;
+    # 0: the model's positions less two.
+    max_length=0,
+  )
+  config.corpus = _section(
+    # JSONL files {"text", "meta"?}: comma-separated paths or globs.
+    train='',
+    validation='',
+    test='',
+  )
+  config.builtin = _section(
+    # Of the `corpus` job, which writes the built-in corpus and tokenizers.
+    max_bytes=0,  # Bytes of training text; 0: everything there is.
+    shards=2,  # Training files.
+    vocab_size=8192,  # Of the byte-level BPE tokenizers.
+  )
+  config.train = _section(
+    objective='causal',  # causal (language model) | masked (embedder)
+    # Start from this model (as model.path) ...
+    init='',
+    revision='',
+    # ... or, where it is empty, from scratch with this shape and tokenizer.
+    model_type='gpt2',  # gpt2 | gpt_neo | roberta
+    layers=4,
+    width=256,
+    heads=4,
+    context=256,  # Positions of the model, in tokens.
+    tokenizer='',  # A Hugging Face directory or hub id.
+    steps=1000,
+    batch_size=16,  # Rows a step.
+    sequence_length=0,  # Tokens a row; 0: the model's context.
+    learning_rate=1e-3,
+    warmup_steps=50,
+    schedule='cosine',  # constant | cosine (to a tenth), after linear warm-up
+    weight_decay=0.01,
+    clip_norm=1.0,
+    dropout=False,  # At the rates of the model's config.json.
+    mask_probability=0.15,  # Share of tokens that `masked` predicts.
+    log_every=20,  # Steps between lines of history.jsonl.
+    eval_every=0,  # Steps between validations; 0: only at the end.
+    eval_batches=8,
+    checkpoint_every=100,  # Steps.
+    keep=2,  # Checkpoints kept.
+  )
+  config.store = _section(
+    path='',
+    index='Flat',  # A faiss factory string.
+    dtype='float32',  # Of the stored vectors: float32 | float16.
+    # The self-check after building refuses a recall@10 below this.
+    min_recall=0.95,
+    # The server's Unix socket; '': one that is derived from store.path, and
+    # where no server answers there, the driver starts one for the run.
+    address='',
+  )
+  config.build = _section(
+    block=1024,  # Documents between two points of resumption.
+    batch_size=16,  # Documents embedded at once.
+  )
+  config.serve = _section(
+    threads=0,  # Of the search; 0: all cores.
+    max_batch=256,  # Queries of one search.
+  )
+  config.query = _section(
+    action='search',  # search | status | shutdown
+    text='',  # One text, or ...
+    input='',  # ... a JSONL file of {"text", "doc_id"?}.
+    output='',  # JSONL of the neighbours; '': a table on the terminal.
+  )
+  config.retrieval = _section(
+    neighbors=50,  # N
+    # Write the neighbours to this JSONL, or read them from one instead of
+    # searching: {"doc_id", "neighbors": [{"id", "distance", "text"?}]},
+    # nearest first, L2 distances.
+    save='',
+    replay='',
+    # Keep neighbours with min_distance <= distance < max_distance (L2; Q16);
+    # 0: no bound. What they remove is not replaced.
+    min_distance=0.0,
+    max_distance=0.0,
+    # Drop neighbours whose text is the document's own, for documents that are
+    # themselves in the store; the next nearest take their place.
+    exclude_self=False,
+  )
+  config.method = 'ttt'  # base | ttt
+  config.ttt = _section(
+    learning_rate=2e-5,  # Hardt & Sun: 2e-5 for GPT-2, 5e-6 for GPT-Neo.
+    weight_decay=0.0,  # AdamW on every parameter (Q2; the original: 0.01).
+    adam_epsilon=1e-8,
+    clip_norm=1.0,  # Global norm; 0: no clipping (Q3).
+    # Training windows (Q8): a neighbour's tokens are cut into windows of
+    # max_length tokens that begin every stride tokens; 0: the model's context.
+    max_length=0,
+    stride=0,
+    max_windows=0,  # A neighbour's first windows only; 0: all (Q5).
+    # A window of one token has no target: skip it, or take the AdamW step on a
+    # zero gradient that the original takes (Q6): skip | step.
+    short_windows='skip',
+  )
+  config.eval = _section(
+    documents='',  # JSONL of {"text", "meta"?, "doc_id"?}: paths or globs.
+    # whole: the document is the query and is scored; split: its first part is
+    # the query, the rest is scored (Q14, Q15).
+    protocol='split',
+    # The query is the first split_prefix tokens of a document that has at
+    # least twice as many, else the first half; 0: the model's context.
+    split_prefix=0,
+    at='all',  # Neighbour counts to score at, as '0,1,5,10', or 'all' (Q13).
+    tasks='',  # Globs of domains (meta.pile_set_name); '': every document.
+    limit=0,  # The first documents of the file; 0: all.
+  )
+  config.report = _section(
+    inputs='',  # Work directories; '': the job's own.
+    title='',
+  )
+  config.pipeline = _section(
+    # (name, {key: value}) a step: a job with its overrides of this config.
+    steps=(),
+  )
+  return config.lock()
+
+
+def _section(**values) -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(values)

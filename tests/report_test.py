@@ -1,0 +1,138 @@
+"""The job on work directories made on the spot."""
+
+import json
+import os
+
+import ml_collections
+import pytest
+
+from tttnn.jobs import report
+
+
+def _config(inputs='', title=''):
+  return ml_collections.ConfigDict(
+    {'report': {'inputs': inputs, 'title': title}}
+  )
+
+
+def _row(doc_id, **fields):
+  return {
+    'doc_id': doc_id,
+    'task': 'books' if doc_id % 2 else 'code',
+    'method': 'ttt',
+    'protocol': 'split',
+    'num_bytes': 100,
+    'num_words': 20,
+    'at': [0, 5],
+    'log_likelihood': [-200.0, -150.0],
+    'train_loss': [3.0] * 5,
+    'steps': [1] * 5,
+    'neighbors': [{'id': i, 'distance': 1.0 + i} for i in range(5)],
+    'missing_neighbors': 0,
+    'seconds': {'retrieve': 0.1, 'select': 0.0, 'adapt': 1.0, 'score': 0.2},
+  } | fields
+
+
+def _write(workdir, rows, summary=None, tail=''):
+  workdir.mkdir(exist_ok=True)
+  lines = [json.dumps(row) + '\n' for row in rows]
+  (workdir / 'results.jsonl').write_text(''.join(lines) + tail)
+  if summary:
+    (workdir / 'summary.json').write_text(json.dumps(summary))
+  return workdir
+
+
+def test_a_finished_run(tmp_path, capsys):
+  summary = {'documents': 2, 'versions': {'jax': '9.9'}, 'all': {'x': 1}}
+  workdir = _write(tmp_path / 'mine', [_row(0), _row(1)], summary)
+  report.run(_config(), workdir)
+  folder = workdir / 'report'
+  assert {path.name for path in folder.iterdir()} == {
+    'index.html',
+    'tables.md',
+    'before_after_1.png',
+    'curves_1.png',
+  }
+  out = capsys.readouterr().out
+  assert out.startswith('mine: finished.\n')
+  assert 'all     2.8854  2.1640  -25.0%           5          2\n' in out
+  assert out.endswith(f'Report: {folder / "index.html"}\n')
+  html = (folder / 'index.html').read_text()
+  assert '<title>mine</title>' in html
+  assert '&#34;jax&#34;: &#34;9.9&#34;' in html and '&#34;x&#34;' not in html
+  assert (
+    '| all | 2.8854 | 2.1640 | -25.0% | 5 | 2 |\n'
+    in (folder / 'tables.md').read_text()
+  )
+
+
+def test_only_what_changed_is_written(tmp_path):
+  workdir = _write(tmp_path, [_row(0), _row(1)], {'documents': 2})
+  report.run(_config(), workdir)
+  files = list((workdir / 'report').iterdir())
+  for path in files:
+    os.utime(path, (0, 0))
+  report.run(_config(), workdir)
+  assert {path.stat().st_mtime for path in files} == {0}
+  report.run(_config(title='Other'), workdir)
+  changed = {path.name for path in files if path.stat().st_mtime}
+  assert changed == {'index.html', 'tables.md'}
+
+
+@pytest.mark.parametrize(
+  'summary, words',
+  [
+    (None, 'Unfinished: 2 documents so far, no summary.json yet.'),
+    ({'documents': 1200}, 'Unfinished: 2 of 1,200 documents.'),
+  ],
+)
+def test_an_unfinished_run(tmp_path, capsys, summary, words):
+  torn = json.dumps(_row(2))[:-9]
+  _write(tmp_path, [_row(0), _row(1)], summary, torn)
+  report.run(_config(), tmp_path)
+  assert words in capsys.readouterr().out
+  assert words in (tmp_path / 'report' / 'index.html').read_text()
+  assert words in (tmp_path / 'report' / 'tables.md').read_text()
+
+
+def test_several_runs(tmp_path, capsys):
+  first = _write(tmp_path / 'first', [_row(0), _row(1)])
+  base = _row(0, method='base', at=[0], log_likelihood=[-200.0], neighbors=[])
+  second = _write(tmp_path / 'second', [base])
+  report.run(_config(f'{first}, {second}', 'Two'), tmp_path / 'both')
+  folder = tmp_path / 'both' / 'report'
+  assert {path.name for path in folder.glob('*.png')} == {
+    'before_after_1.png',
+    'before_after_2.png',
+    'curves_1.png',
+  }
+  out = capsys.readouterr().out
+  assert 'first: ' in out and 'second: ' in out
+  text = (folder / 'tables.md').read_text()
+  assert text.startswith('# Two\n\n| run | before |')
+  assert '\n\n## second\n\n' in text
+  assert not (first / 'report').exists()
+
+
+def test_missing_results_say_what_makes_them(tmp_path):
+  with pytest.raises(ValueError, match=r'results\.jsonl.*job=evaluate'):
+    report.run(_config(), tmp_path)
+  _write(tmp_path, [], tail='{"doc_id": 0')
+  with pytest.raises(ValueError, match='no document is finished'):
+    report.run(_config(), tmp_path)
+
+
+@pytest.mark.parametrize(
+  'bad, words',
+  [
+    ('{"doc_id": 1', r'results\.jsonl:2: not JSON: Expecting'),
+    ('[1]', 'results.jsonl:2: not an object but list'),
+    ('{"doc_id": 1}', 'results.jsonl:2: no task, method'),
+    (json.dumps(_row(1, at=[0])), '2: 2 log-likelihoods at 1 neighbour'),
+    (json.dumps(_row(1, method='base')), r"2: .*'base', 'split'.*'ttt'"),
+  ],
+)
+def test_malformed_rows_are_named(tmp_path, bad, words):
+  _write(tmp_path, [_row(0)], tail=bad + '\n')
+  with pytest.raises(ValueError, match=words):
+    report.read_rows(tmp_path / 'results.jsonl')

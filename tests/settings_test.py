@@ -1,0 +1,98 @@
+"""The command line: keys, types, jobs, and one clear line when wrong."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from configs import base
+from tttnn import settings
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def command(*arguments):
+  return subprocess.run(
+    [sys.executable, '-m', 'tttnn.main', *arguments],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    check=False,
+  )
+
+
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [
+    ('--config.ttt.learning_rat=1', 'the nearest .* config.ttt.learning_rate'),
+    ('--config.trt.stride=1', 'config.ttt.stride'),
+    ('--config.ttt=1', 'unknown key config.ttt;'),
+  ],
+)
+def test_unknown_keys_are_named_with_the_nearest(argument, message):
+  with pytest.raises(ValueError, match=message):
+    settings.check_keys(['main', '--config=x', argument])
+
+
+def test_known_keys_pass():
+  settings.check_keys(['main', '--config.ttt.stride=1', '--workdir=x'])
+
+
+def test_workdir_is_expanded_in_paths():
+  config = base.get_config()
+  config.corpus.train = '{workdir}/a,{workdir}/b'
+  assert settings.expand(config, '/w').corpus.train == '/w/a,/w/b'
+  assert config.corpus.train == '{workdir}/a,{workdir}/b'
+
+
+def test_difference_shows_both_sides():
+  assert settings.difference({'a': 1}, {'a': 1}) == ''
+  assert settings.difference({'a': 1}, {'a': 2, 'b': 'x'}) == (
+    "a: 1 there, 2 now; b: None there, 'x' now"
+  )
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--config.ttt.stride=1.5'], 'ttt.stride=1.5'),
+    (['--config.dry_run=perhaps'], 'perhaps'),
+    (['--config.job=trian'], "did you mean 'train'"),
+    (['--workdir=', '--config.job=build'], 'needs --workdir=DIR'),
+    (['extra'], "'extra'"),
+    (['--confg=1'], 'confg'),
+    (['--workdir=/proc/none'], '/proc/none'),
+  ],
+)
+def test_mistakes_on_the_command_line_give_one_line(arguments, message):
+  done = command('--config=configs/report.py', *arguments)
+  assert done.returncode == 1
+  assert message in done.stderr
+  assert done.stderr.startswith('error: ')
+  assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_missing_or_wrong_config_gives_one_line():
+  for argument, message in (
+    ('--config=configs/none.py', 'configs/none.py'),
+    ('--config=configs/evaluate.py:tt', 'the variants are'),
+  ):
+    done = command(argument, '--workdir=/tmp/none')
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_config_is_written_to_the_workdir(tmp_path):
+  done = command(
+    '--config=configs/report.py',
+    f'--workdir={tmp_path}/w',
+    '--config.report.title=A',
+  )
+  assert done.returncode == 1  # There are no results to report on.
+  with open(tmp_path / 'w' / 'config.json') as file:
+    config = json.load(file)
+  assert config['job'] == 'report'
+  assert config['report']['title'] == 'A'

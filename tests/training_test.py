@@ -1,0 +1,321 @@
+"""Training: objectives, schedule, resuming, and what it leaves behind."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from tests import tiny
+from tttnn import checkpoint
+from tttnn import jobs
+from tttnn import training
+from tttnn.corpus import packing
+from tttnn.corpus import tokenizer as tokenizer_lib
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('world')
+  texts = tiny.documents(120)
+  for kind in ('gpt2', 'roberta'):
+    tokenizer_lib.train(texts, f'{directory}/{kind}', vocab_size=300, kind=kind)
+  config = base.get_config()
+  config.job = 'train'
+  config.corpus.train = tiny.write_jsonl(directory / 'a.jsonl', texts[:100])
+  config.corpus.validation = tiny.write_jsonl(
+    directory / 'b.jsonl', texts[100:]
+  )
+  config.train.update(
+    layers=1,
+    width=16,
+    heads=2,
+    context=32,
+    steps=12,
+    batch_size=4,
+    warmup_steps=3,
+    log_every=4,
+    eval_batches=2,
+    checkpoint_every=3,
+  )
+  config.train.tokenizer = f'{directory}/gpt2'
+  return config
+
+
+def changed(world, **changes):
+  config = world.copy_and_resolve_references()
+  config.train.update(**changes)
+  return config
+
+
+def masked(world):
+  return changed(
+    world,
+    objective='masked',
+    model_type='roberta',
+    tokenizer=world.train.tokenizer.replace('gpt2', 'roberta'),
+  )
+
+
+def history_of(workdir):
+  with open(workdir / 'history.jsonl') as file:
+    records = [json.loads(line) for line in file]
+  return [{'step': r['step'], 'loss': r['loss']} for r in records]
+
+
+def weights_of(workdir):
+  with open(workdir / 'export' / 'model.safetensors', 'rb') as file:
+    return file.read()
+
+
+@pytest.fixture(scope='module')
+def finished(world, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('finished')
+  jobs.run(world, str(workdir))
+  return workdir
+
+
+def test_loss_falls_and_the_export_has_the_validation_loss(world, tmp_path):
+  config = changed(world, steps=60, learning_rate=1e-2, checkpoint_every=60)
+  jobs.run(config, str(tmp_path))
+  history = history_of(tmp_path)
+  assert history[-1]['step'] == 60
+  assert history[-1]['loss'] < history[0]['loss'] - 0.5
+  with open(tmp_path / 'summary.json') as file:
+    summary = json.load(file)
+  # By the definition, from the exported directory.
+  model, params = checkpoint.load_model(str(tmp_path / 'export'))
+  tokenizer = tokenizer_lib.load(str(tmp_path / 'export'))
+  stream = packing.pack(
+    tokenizer, 0, config.corpus.validation, str(tmp_path / 'again')
+  )
+  losses = []
+  for number in range(2):
+    rows = packing.batch(
+      stream, number, rows=4, length=32, overlap=1, seed=config.seed
+    )
+    scores = model.log_likelihood(params, rows[:, :-1], rows[:, 1:])
+    losses.append(-np.mean(scores))
+  assert summary['validation_loss'] == pytest.approx(np.mean(losses), rel=1e-4)
+  assert summary['validation_perplexity'] == pytest.approx(
+    math.exp(summary['validation_loss'])
+  )
+
+
+def test_interrupted_and_resumed_run_ends_with_the_same_bytes(
+  world, finished, tmp_path, monkeypatch
+):
+  batch = training.Task.batch
+
+  def interrupt_at(step):
+    def interrupted(self, stream, number, seed):
+      if number == step:
+        raise KeyboardInterrupt
+      return batch(self, stream, number, seed)
+
+    return interrupted
+
+  for step in (1, 5, 10):
+    monkeypatch.setattr(training.Task, 'batch', interrupt_at(step))
+    with pytest.raises(KeyboardInterrupt):
+      jobs.run(world, str(tmp_path))
+  monkeypatch.undo()
+  jobs.run(world, str(tmp_path))
+  assert weights_of(tmp_path) == weights_of(finished)
+  steps = [record['step'] for record in history_of(tmp_path)]
+  assert steps == [4, 8, 12]
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_run_ends_with_the_same_bytes(
+  world, finished, tmp_path
+):
+  flags = [
+    f'--config.{section}.{key}={value}'
+    for section in ('corpus', 'train')
+    for key, value in world[section].items()
+  ]
+  started = 0
+  for wait in (0.0, 0.3, 0.6, 120.0):
+    process = subprocess.Popen(
+      [sys.executable, '-m', 'tttnn.main', '--config=configs/train_lm.py']
+      + [f'--workdir={tmp_path}', *flags],
+      cwd=ROOT,
+      stderr=subprocess.DEVNULL,
+    )
+    # Killed while it trains, before it is done.
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+      if (tmp_path / 'history.jsonl').exists():
+        try:
+          process.wait(wait)
+        except subprocess.TimeoutExpired:
+          process.kill()
+          started += 1
+      time.sleep(0.02)
+    assert process.wait() in (0, -signal.SIGKILL)
+  assert process.returncode == 0
+  assert started > 0
+  assert weights_of(tmp_path) == weights_of(finished)
+
+
+def test_rerunning_a_finished_run_changes_nothing(world, finished, capsys):
+  before = {
+    path: path.stat().st_mtime_ns
+    for path in finished.rglob('*')
+    if path.is_file()
+  }
+  jobs.run(world, str(finished))
+  assert 'is trained to step 12' in capsys.readouterr().out
+  after = {
+    path: path.stat().st_mtime_ns
+    for path in finished.rglob('*')
+    if path.is_file()
+  }
+  assert after == before
+
+
+def test_more_steps_go_on_from_the_checkpoint(world, tmp_path, capsys):
+  config = changed(world, schedule='constant', steps=6)
+  jobs.run(config, str(tmp_path / 'parts'))
+  config = changed(world, schedule='constant', steps=12)
+  jobs.run(config, str(tmp_path / 'parts'))
+  assert 'resumes at step 6 of 12' in capsys.readouterr().out
+  jobs.run(config, str(tmp_path / 'once'))
+  assert weights_of(tmp_path / 'parts') == weights_of(tmp_path / 'once')
+
+
+def test_other_settings_or_tokens_are_refused(world, tmp_path):
+  jobs.run(changed(world, steps=3), str(tmp_path))
+  with pytest.raises(ValueError, match='learning_rate: 0.001 there, 0.5 now'):
+    jobs.run(changed(world, learning_rate=0.5), str(tmp_path))
+  config = changed(world)
+  config.corpus.train = config.corpus.validation
+  with pytest.raises(ValueError, match='other tokens'):
+    jobs.run(config, str(tmp_path))
+
+
+def test_orbax_checkpoints_and_the_export_are_the_same_model(finished):
+  found, params = checkpoint.load_model(str(finished / 'checkpoints'))
+  expected, wanted = checkpoint.load_model(str(finished / 'export'))
+  assert found == expected
+  jax.tree.map(np.testing.assert_array_equal, params, wanted)
+  config = base.get_config()
+  config.job = 'export'
+  config.model.path = str(finished / 'checkpoints')
+  jobs.run(config, str(finished / 'again'))
+  exported = finished / 'again' / 'export'
+  assert (exported / 'model.safetensors').read_bytes() == weights_of(finished)
+  assert tokenizer_lib.fingerprint(
+    tokenizer_lib.load(str(exported))
+  ) == tokenizer_lib.fingerprint(tokenizer_lib.load(str(finished / 'export')))
+
+
+def test_training_starts_from_a_checkpoint(world, finished, tmp_path):
+  config = changed(world, init=str(finished / 'export'), steps=1)
+  config.train.learning_rate = 0.0
+  jobs.run(config, str(tmp_path))
+  assert weights_of(tmp_path) == weights_of(finished)
+
+
+def test_masked_training_makes_an_embedder(world, tmp_path):
+  jobs.run(masked(world), str(tmp_path))
+  model, params = checkpoint.load_model(
+    str(tmp_path / 'checkpoints'), role='embedder'
+  )
+  assert model.model_type == 'roberta'
+  assert model.context == 32
+  assert 'lm_head' not in params
+
+
+def test_masks_are_fifteen_percent_in_the_usual_mixture(world):
+  tokenizer = tokenizer_lib.load(masked(world).train.tokenizer)
+  task = training.Task(
+    model=None,
+    tokenizer=tokenizer,
+    objective='masked',
+    rows=200,
+    length=102,
+    mask_probability=0.15,
+    dropout=False,
+  )
+  rows = np.random.default_rng(0).integers(5, 300, 200 * 100 * 3)
+  stream = packing.Stream(rows.astype(np.int32), 1, '')
+  batch = task.batch(stream, 0, seed=1)
+  tokens, positions = batch['tokens'], batch['positions']
+  assert tokens.shape == (200, 102)
+  assert (tokens[:, 0] == 0).all() and (tokens[:, -1] == 2).all()
+  assert positions.shape == (200, 15)
+  assert positions.min() >= 1 and positions.max() <= 100
+  assert all(len(set(row)) == 15 for row in positions)
+  original = packing.batch(stream, 0, rows=200, length=100, overlap=0, seed=1)
+  expected = np.take_along_axis(original, positions - 1, axis=1)
+  np.testing.assert_array_equal(batch['targets'], expected)
+  shown = np.take_along_axis(tokens, positions, axis=1)
+  assert np.mean(shown == tokenizer.mask_token_id) == pytest.approx(
+    0.8, abs=0.03
+  )
+  assert np.mean(shown == expected) == pytest.approx(0.1, abs=0.03)
+  untouched = np.ones_like(original, bool)
+  np.put_along_axis(untouched, positions - 1, False, axis=1)
+  assert (tokens[:, 1:-1] == original)[untouched].all()
+  again = task.batch(stream, 0, seed=1)
+  np.testing.assert_array_equal(again['tokens'], tokens)
+
+
+def test_schedule_warms_up_and_falls_to_a_tenth(world):
+  config = changed(world, steps=100, warmup_steps=10, learning_rate=1.0)
+  rate = training.schedule(config.train)
+  found = [float(rate(step)) for step in (0, 4, 9, 10, 55, 100)]
+  np.testing.assert_allclose(found, [0.1, 0.5, 1.0, 1.0, 0.55, 0.1], rtol=1e-6)
+  constant = training.schedule(changed(config, schedule='constant').train)
+  assert float(constant(99)) == 1.0
+
+
+def test_dropout_changes_the_training_and_is_reproducible(world, tmp_path):
+  config = changed(world, dropout=True, steps=3)
+  for name in ('one', 'two'):
+    jobs.run(config, str(tmp_path / name))
+  jobs.run(changed(world, steps=3), str(tmp_path / 'without'))
+  one, two, without = (
+    weights_of(tmp_path / name) for name in ('one', 'two', 'without')
+  )
+  assert one == two != without
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step(world, tmp_path):
+  config = changed(world, learning_rate=1e30, clip_norm=0.0, warmup_steps=0)
+  with pytest.raises(ValueError, match=r'loss (nan|inf) at step [12]\b'):
+    jobs.run(config, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'objective': 'seq2seq'}, "'seq2seq'"),
+    ({'objective': 'masked'}, 'does not fit a gpt2'),
+    ({'model_type': 'roberta'}, 'does not fit a roberta'),
+    ({'model_type': 'bert'}, "'bert'"),
+    ({'sequence_length': 33}, '33 exceeds the 32'),
+    ({'tokenizer': ''}, 'train.init'),
+    ({'tokenizer': '/no/tokenizer'}, '/no/tokenizer'),
+    ({'schedule': 'linear'}, "'linear'"),
+    ({'heads': 3}, '16 is not a multiple of 3'),
+  ],
+)
+def test_bad_settings_are_refused(world, tmp_path, changes, message):
+  config = changed(world, **changes)
+  if changes.get('model_type') == 'roberta':
+    config.train.tokenizer = masked(world).train.tokenizer
+  with pytest.raises(ValueError, match=message):
+    jobs.run(config, str(tmp_path))
+  assert not (tmp_path / 'export').exists()

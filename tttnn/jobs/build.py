@@ -1,0 +1,80 @@
+"""Embeds and indexes a corpus: `store.path`, ready to serve; resumable."""
+
+import os
+
+import tqdm
+
+from tttnn import device
+from tttnn import estimate
+from tttnn.corpus import jsonl
+from tttnn.datastore import build
+from tttnn.datastore import embed
+
+
+def run(config, workdir: str) -> None:
+  """The job; a store that is finished stays as it is.
+
+  Raises:
+    ValueError: for a wrong setting or corpus, an embedder that does not load,
+      a store of another embedder, or a self-check below store.min_recall.
+  """
+  path = config.store.path or os.path.join(workdir, 'store')
+  if not config.corpus.train:
+    raise ValueError('build needs corpus.train: JSONL paths or globs')
+  shards = jsonl.expand(config.corpus.train)
+  device.keep_compiled_programs()
+  embedder = embed.load(**config.embedder)
+
+  def vectors(texts):
+    return embedder(texts, rows=config.build.batch_size)
+
+  if config.dry_run:
+    _dry_run(config, embedder, vectors, shards)
+    return
+  with tqdm.tqdm(desc='build', unit=' documents') as bar:
+
+    def progress(done: int, total: int) -> None:
+      bar.total = total
+      bar.update(done - bar.n)
+
+    store = build.build(
+      path,
+      shards,
+      vectors,
+      dim=embedder.dim,
+      fingerprint=embedder.fingerprint(),
+      index=config.store.index,
+      dtype=config.store.dtype,
+      block=config.build.block,
+      min_recall=config.store.min_recall,
+      seed=config.seed,
+      threads=config.serve.threads or os.cpu_count(),
+      progress=progress,
+    )
+  manifest = store.manifest
+  print(
+    f'build: {path}: {manifest.rows:,} documents, {manifest.dim} dimensions, '
+    f'index {manifest.index}'
+  )
+  for name, value in manifest.self_check.items():
+    print(f'  {name:<20} {value:g}')
+
+
+def _dry_run(config, embedder, vectors, shards) -> None:
+  corpus = jsonl.read(shards)
+  count = min(len(corpus), 8 * config.build.batch_size)
+  stride = len(corpus) // count
+  texts = [corpus.text(stride * i) for i in range(count)]
+  compiling, seconds = estimate.timed(lambda: vectors(texts))
+  size = 4 if config.store.dtype == 'float32' else 2
+  print(
+    f'  on disk         {2 * len(corpus) * embedder.dim * size / 1e9:.2f} GB '
+    'of vectors and Flat index'
+  )
+  estimate.show(
+    'build',
+    documents=len(corpus),
+    steps=-(-len(corpus) // config.build.batch_size),
+    memory=estimate.num_bytes(embedder.params),
+    seconds=compiling + seconds * len(corpus) / count,
+  )

@@ -1,0 +1,93 @@
+"""Looks texts up in a store; shows whether its server is up; shuts it down."""
+
+import os
+import sys
+
+import tqdm
+
+from tttnn.datastore import client as client_lib
+
+
+def run(config, workdir: str) -> None:
+  """The job; `workdir` is not used.
+
+  Raises:
+    ValueError: for a wrong setting, or a store or server that is not there.
+  """
+  del workdir
+  actions = {'search': _search, 'status': _status, 'shutdown': _shutdown}
+  if config.query.action not in actions:
+    raise ValueError(
+      f'query.action={config.query.action!r} is not one of {", ".join(actions)}'
+    )
+  if not config.store.path and not config.store.address:
+    raise ValueError('query needs store.path, or store.address of a server')
+  actions[config.query.action](config)
+
+
+def _address(config) -> str:
+  return config.store.address or client_lib.default_address(config.store.path)
+
+
+def _status(config) -> None:
+  address = _address(config)
+  with client_lib.Client(address) as client:
+    print(f'server at {address}: up')
+    for key, value in client.status().items():
+      print(f'  {key:<24} {value}')
+
+
+def _shutdown(config) -> None:
+  address = _address(config)
+  with client_lib.Client(address) as client:
+    client.shutdown()
+  print(f'server at {address}: shut down')
+
+
+def _search(config) -> None:
+  # Only a search needs the embedder, and with it JAX.
+  from tttnn import device
+  from tttnn.corpus import documents
+  from tttnn.datastore import embed
+  from tttnn.datastore import replay
+  from tttnn.datastore import retrieve
+
+  query = config.query
+  if bool(query.text) == bool(query.input):
+    raise ValueError('query needs either query.text or query.input')
+  if query.text:
+    texts = [documents.Document(0, '', query.text)]
+  else:
+    texts = documents.read(query.input)
+  device.keep_compiled_programs()
+  k = config.retrieval.neighbors
+  with retrieve.connect(
+    config.store.path,
+    embed.load(**config.embedder),
+    address=config.store.address,
+    threads=config.serve.threads,
+  ) as retriever:
+    if not query.output:
+      for text in texts:
+        _show(text.doc_id, retriever([text.text], k)[0])
+      return
+    temporary = f'{query.output}.{os.getpid()}.tmp'
+    with open(temporary, 'w', encoding='utf-8') as file:
+      for text in tqdm.tqdm(texts, desc='query', unit=' texts'):
+        file.write(replay.line(text.doc_id, retriever([text.text], k)[0]))
+    os.replace(temporary, query.output)
+  print(f'query: {query.output}: {len(texts)} texts, {k} neighbours each')
+
+
+def _show(doc_id, neighbors) -> None:
+  width = 60
+  if sys.stdout.isatty():
+    width = max(20, os.get_terminal_size().columns - 24)
+  print(f'doc_id {doc_id}')
+  print(f'{"rank":>4} {"distance":>9} {"id":>8}  text')
+  for rank, neighbor in enumerate(neighbors, 1):
+    text = ' '.join(neighbor.text.split())
+    text = ''.join(c if c.isprintable() else '\ufffd' for c in text)
+    print(
+      f'{rank:>4} {neighbor.distance:>9.4f} {neighbor.id:>8}  {text[:width]}'
+    )

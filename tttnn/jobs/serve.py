@@ -1,0 +1,24 @@
+"""Serves a store on this host until it is told to stop."""
+
+from tttnn.datastore import client
+from tttnn.datastore import server
+
+
+def run(config, workdir: str) -> None:
+  """The job; `workdir` is not used.
+
+  Raises:
+    ValueError: if there is no store, or its address is being served.
+  """
+  del workdir
+  path = config.store.path
+  if not path:
+    raise ValueError('serve needs store.path, what `build` made')
+  address = config.store.address or client.default_address(path)
+  print(f'serve: {path} at {address}; Ctrl-C or query.action=shutdown ends it')
+  server.serve(
+    path,
+    address,
+    threads=config.serve.threads,
+    max_batch=config.serve.max_batch,
+  )

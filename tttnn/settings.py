@@ -1,0 +1,76 @@
+"""The configuration at the edge: checking, expanding, writing it."""
+
+import difflib
+import json
+import os
+
+import ml_collections
+
+from tttnn import files
+
+
+def check_keys(argv: list[str]) -> None:
+  """Refuses `--config.a.b` that `configs/base.py` does not have.
+
+  Raises:
+    ValueError: naming the key and the nearest known one.
+  """
+  from configs import base
+
+  known = flatten(base.get_config())
+  for argument in argv[1:]:
+    name = argument.lstrip('-')
+    if not name.startswith('config.'):
+      continue
+    key = name.removeprefix('config.').split('=')[0]
+    if key not in known:
+      near = difflib.get_close_matches(key, known, 1, cutoff=0.0)
+      raise ValueError(
+        f'unknown key config.{key}; the nearest known one is config.{near[0]}'
+      )
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:
+  """{'a.b': value} of the nested config."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      flat |= {f'{key}.{inner}': v for inner, v in flatten(value).items()}
+    else:
+      flat[key] = value
+  return flat
+
+
+def expand(
+  config: ml_collections.ConfigDict, workdir: str
+) -> ml_collections.ConfigDict:
+  """A copy with `{workdir}` in strings replaced by the directory."""
+  config = config.copy_and_resolve_references()
+  for key, value in flatten(config).items():
+    if isinstance(value, str) and '{workdir}' in value:
+      override(config, key, value.replace('{workdir}', workdir))
+  return config
+
+
+def override(config: ml_collections.ConfigDict, key: str, value) -> None:
+  """Sets 'a.b' in place; the key must be known and the type fit."""
+  *sections, leaf = key.split('.')
+  for section in sections:
+    config = config[section]
+  config[leaf] = value
+
+
+def difference(old: dict, new: dict) -> str:
+  """'key: a there, b now; ...' of two flat dicts; '' if they agree."""
+  return '; '.join(
+    f'{key}: {old.get(key)!r} there, {new.get(key)!r} now'
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key) != new.get(key)
+  )
+
+
+def write(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Writes workdir/config.json, unless it says the same already."""
+  os.makedirs(workdir, exist_ok=True)
+  text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
+  files.write_if_changed(os.path.join(workdir, 'config.json'), text)

@@ -1,0 +1,79 @@
+"""`summary.json` and `summary.md`: the figures of a run, and what made them."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+
+import numpy as np
+
+from tttnn import files
+from tttnn.reporting import tables
+from tttnn.scoring import metrics
+
+_PACKAGES = ('jax', 'flax', 'optax', 'transformers', 'faiss-cpu', 'numpy')
+
+
+def write(config, workdir: str, rows: list[dict]) -> None:
+  """Writes both files, unless they say the same already, and prints the table.
+
+  Args:
+    config: of the run.
+    workdir: where they go.
+    rows: of `results.jsonl`, in the documents' order.
+  """
+  table = metrics.aggregate(rows)
+  about = {
+    'method': config.method,
+    'protocol': config.eval.protocol,
+    'documents': len(rows),
+    'documents_with_missing_neighbors': sum(
+      row['missing_neighbors'] > 0 for row in rows
+    ),
+    'steps': sum(sum(row['steps']) for row in rows),
+    'seconds_per_document': {
+      part: float(np.mean([row['seconds'][part] for row in rows]))
+      for part in rows[0]['seconds']
+    },
+    **metrics.to_json(table),
+    'config': config.to_dict(),
+    'versions': versions(),
+    'git_revision': git_revision(),
+  }
+  files.write_if_changed(
+    os.path.join(workdir, 'summary.json'), json.dumps(about, indent=2) + '\n'
+  )
+  files.write_if_changed(
+    os.path.join(workdir, 'summary.md'), tables.markdown(table)
+  )
+  print(tables.text(table))
+
+
+def versions() -> dict[str, str]:
+  """Of the packages that numbers depend on, as far as they are installed."""
+  found = {}
+  for package in ('tttnn', *_PACKAGES):
+    try:
+      found[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+def git_revision() -> str | None:
+  """The commit of this code, '+' where files differ; None outside a clone."""
+  here = os.path.dirname(os.path.abspath(__file__))
+
+  def git(*args):
+    return subprocess.run(
+      ['git', '-C', here, *args], capture_output=True, text=True, check=False
+    )
+
+  try:
+    commit = git('rev-parse', 'HEAD')
+  except FileNotFoundError:  # No git here.
+    return None
+  if commit.returncode:
+    return None
+  changed = git('status', '--porcelain', '--untracked-files=no').stdout.strip()
+  return commit.stdout.strip() + ('+' if changed else '')
