@@ -21,6 +21,9 @@ _MAX_BYTES = 400_000
 @pytest.fixture(scope='module')
 def written(tmp_path_factory):
   directory = tmp_path_factory.mktemp('builtin') / 'corpus'
+  left = directory.with_name('corpus.tmp') / 'train'  # Of a killed run.
+  left.mkdir(parents=True)
+  (left / '09.jsonl').touch()
   return directory, builtin.write(str(directory), max_bytes=_MAX_BYTES, seed=1)
 
 
@@ -86,6 +89,19 @@ def test_no_test_text_is_in_train(rows):
     assert train.isdisjoint(runs(row)), row['meta']
 
 
+def test_nothing_else_is_written(written):
+  directory, _ = written
+  assert os.listdir(directory.parent) == ['corpus']
+  files = {path.relative_to(directory) for path in directory.rglob('*.*')}
+  assert {str(file) for file in files} == {
+    'corpus.json',
+    'test.jsonl',
+    'train/00.jsonl',
+    'train/01.jsonl',
+    'validation.jsonl',
+  }
+
+
 def test_writing_again_changes_nothing(written):
   directory, summary = written
   before = {path: path.stat().st_mtime_ns for path in directory.rglob('*')}
@@ -93,7 +109,6 @@ def test_writing_again_changes_nothing(written):
   assert again == summary
   after = {path: path.stat().st_mtime_ns for path in directory.rglob('*')}
   assert after == before
-  assert os.listdir(directory.parent) == ['corpus']
 
 
 def test_writing_refuses(written, tmp_path):

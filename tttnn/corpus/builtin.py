@@ -28,6 +28,8 @@ _LEAST, _USUAL, _MOST = 400, 2000, 4000
 # after any blank line, after any line.
 _BREAKS = tuple(map(re.compile, (r'\n\s*\n(?=\S)', r'\n\s*\n', r'\n')))
 
+_INDEX = 'corpus.json'
+
 _SKIPPED = {'__pycache__', 'site-packages', 'dist-packages', 'pydoc_data'}
 _TESTS = {'test', 'tests', 'idle_test'}
 _TABLES = ('encodings/', 'html/entities.py', 'stringprep.py')
@@ -69,17 +71,8 @@ def write(
     raise ValueError(f'shards is {shards}, train needs at least 1')
   arguments = {'max_bytes': max_bytes, 'shards': shards, 'seed': seed}
   root = pathlib.Path(directory).resolve()
-  index = root / 'corpus.json'
-  if index.exists():
-    found = json.loads(index.read_text(encoding='utf-8'))
-    if found['arguments'] != arguments:
-      raise ValueError(
-        f'{root} holds a corpus of {found["arguments"]}, not of {arguments}: '
-        'remove it or choose another directory'
-      )
-    return found['summary']
   if root.exists() and any(root.iterdir()):
-    raise ValueError(f'{root} is not empty and holds no {index.name}')
+    return _written(root, arguments)
 
   left_out = collections.Counter()
   documents = splits.drop_small_domains(read(left_out), left_out)
@@ -97,9 +90,23 @@ def write(
   for side in splits.SPLITS[1:]:
     _write(whole / f'{side}.jsonl', parts[side])
   record = {'arguments': arguments, 'summary': summary}
-  (whole / index.name).write_text(json.dumps(record, indent=2) + '\n')
+  (whole / _INDEX).write_text(json.dumps(record, indent=2) + '\n')
   whole.replace(root)
   return summary
+
+
+def _written(root: pathlib.Path, arguments: dict[str, int]) -> dict[str, dict]:
+  """The summary of a corpus that is there already."""
+  index = root / _INDEX
+  if not index.exists():
+    raise ValueError(f'{root} is not empty and holds no {_INDEX}')
+  found = json.loads(index.read_text(encoding='utf-8'))
+  if found['arguments'] != arguments:
+    raise ValueError(
+      f'{root} holds a corpus of {found["arguments"]}, not of {arguments}: '
+      'remove it or choose another directory'
+    )
+  return found['summary']
 
 
 def read(

@@ -186,7 +186,7 @@ def token_log_likelihood(
 
   def log_likelihood(hidden_BxTxD, targets_BxT):
     logits_BxTxV = vocabulary_logits(hidden_BxTxD, table_VxD, bias_V)
-    # Not a gather from log_softmax: its gradient takes three times as long.
+    # Not a gather from log_softmax, whose gradient is slower on CPU.
     target_BxTx1 = jnp.take_along_axis(
       logits_BxTxV, targets_BxT[..., None], axis=-1
     )
