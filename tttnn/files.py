@@ -1,27 +1,41 @@
 """Files that are either whole or not there, and unchanged when equal."""
 
+from collections.abc import Iterator
+import contextlib
 import os
+from typing import BinaryIO
 
 
-def write_atomic(path: str, data: str | bytes) -> None:
-  """Writes `path` through a temporary file, so that no reader sees a part."""
-  if isinstance(data, str):
-    data = data.encode()
+@contextlib.contextmanager
+def atomic(path: str) -> Iterator[BinaryIO]:
+  """A file to write that becomes `path` when the context ends well.
+
+  Until then no reader sees a part of it; after an error nothing is left.
+  """
   temporary = f'{path}.{os.getpid()}.tmp'
   try:
     with open(temporary, 'wb') as file:
-      file.write(data)
+      yield file
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
-  except BaseException:
-    if os.path.exists(temporary):
+  finally:
+    with contextlib.suppress(FileNotFoundError):
       os.unlink(temporary)
-    raise
+
+
+def write_atomic(path: str, data: str | bytes) -> None:
+  """Writes `path` as a whole."""
+  with atomic(path) as file:
+    file.write(data.encode() if isinstance(data, str) else data)
 
 
 def write_if_changed(path: str, data: str | bytes) -> bool:
-  """As `write_atomic`, but leaves a file that holds `data` already alone."""
+  """As `write_atomic`, but leaves a file that holds `data` already alone.
+
+  Returns:
+    Whether it wrote.
+  """
   if isinstance(data, str):
     data = data.encode()
   if os.path.exists(path):

@@ -5,7 +5,6 @@ and mapped from there. Which rows a step trains on is a function of the seed
 and the step alone, so the step is the whole data position.
 """
 
-from collections.abc import Iterator
 import dataclasses
 import functools
 import hashlib
@@ -119,35 +118,22 @@ def _write(
   """Writes `path`.tokens; returns its tokens, documents and digest."""
   os.makedirs(os.path.dirname(path), exist_ok=True)
   digest = hashlib.sha256()
-  count = documents = 0
-  temporary = path + '.tmp'
+  count = 0
   corpus = jsonl.read(shards)
   bar = tqdm.tqdm(
     desc=f'tokenize {os.path.basename(path)}',
     total=len(corpus),
     unit=' documents',
   )
-  with open(temporary, 'wb') as out, bar:
-    for texts in _groups(corpus.iter_texts(), _DOCUMENTS):
-      rows = tokenizer_lib.encode(tokenizer, texts)
+  with files.atomic(path + '.tokens') as out, bar:
+    for begin in range(0, len(corpus), _DOCUMENTS):
+      end = min(begin + _DOCUMENTS, len(corpus))
+      rows = tokenizer_lib.encode(
+        tokenizer, list(corpus.iter_texts(begin, end))
+      )
       flat = np.array([t for row in rows for t in (*row, separator)], np.int32)
       out.write(flat.tobytes())
       digest.update(flat.tobytes())
       count += len(flat)
-      documents += len(texts)
-      bar.update(len(texts))
-    out.flush()
-    os.fsync(out.fileno())
-  os.replace(temporary, path + '.tokens')
-  return count, documents, digest.hexdigest()
-
-
-def _groups(items: Iterator[str], size: int) -> Iterator[list[str]]:
-  group = []
-  for item in items:
-    group.append(item)
-    if len(group) == size:
-      yield group
-      group = []
-  if group:
-    yield group
+      bar.update(end - begin)
+  return count, len(corpus), digest.hexdigest()

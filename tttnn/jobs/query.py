@@ -5,6 +5,7 @@ import sys
 
 import tqdm
 
+from tttnn import files
 from tttnn.datastore import client as client_lib
 
 
@@ -71,11 +72,10 @@ def _search(config) -> None:
       for text in texts:
         _show(text.doc_id, retriever([text.text], k)[0])
       return
-    temporary = f'{query.output}.{os.getpid()}.tmp'
-    with open(temporary, 'w', encoding='utf-8') as file:
+    with files.atomic(query.output) as file:
       for text in tqdm.tqdm(texts, desc='query', unit=' texts'):
-        file.write(replay.line(text.doc_id, retriever([text.text], k)[0]))
-    os.replace(temporary, query.output)
+        found = retriever([text.text], k)[0]
+        file.write(replay.line(text.doc_id, found).encode())
   print(f'query: {query.output}: {len(texts)} texts, {k} neighbours each')
 
 
