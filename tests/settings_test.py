@@ -85,6 +85,21 @@ def test_a_missing_or_wrong_config_gives_one_line():
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_an_unknown_key_in_a_config_file_is_named_with_the_nearest(tmp_path):
+  path = tmp_path / 'own.py'
+  path.write_text(
+    'from configs import base\n'
+    'def get_config():\n'
+    '  config = base.get_config()\n'
+    '  config.ttt.learning_rat = 1.0\n'
+    '  return config\n'
+  )
+  done = command(f'--config={path}', f'--workdir={tmp_path}/w')
+  assert done.returncode == 1
+  assert 'Did you mean "learning_rate"' in done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1
+
+
 def test_config_is_written_to_the_workdir(tmp_path):
   done = command(
     '--config=configs/report.py',

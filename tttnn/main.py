@@ -1,6 +1,7 @@
 """`python -m tttnn.main --config=configs/NAME.py --workdir=DIR`: runs a job."""
 
 import os
+import re
 import sys
 
 from absl import app
@@ -40,11 +41,13 @@ def parse_flags(argv: list[str]) -> list[str]:
   try:
     settings.check_keys(argv)
     return flags.FLAGS(argv)
+  except AttributeError as error:  # What a locked config says to a new key.
+    _fail(re.sub(r' Other fields present: .*\\n', ' ', str(error)))
   except (flags.Error, ValueError, OSError) as error:
     _fail(error)
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: Exception | str) -> None:
   text = str(error)
   if 'Traceback' in text:  # ml_collections hands on that of a config file.
     text = text.strip().splitlines()[-1].removeprefix('ValueError: ')
