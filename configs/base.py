@@ -128,6 +128,12 @@ def get_config() -> ml_collections.ConfigDict:
     # A window of one token has no target: skip it, or take the AdamW step on a
     # zero gradient that the original takes (Q6): skip | step.
     short_windows='skip',
+    # Adam's moments and count at a document's beginning: fresh, or carried on
+    # from the document before (Q1). Carried on, the documents go in order, and
+    # where eval.tasks names tasks, each task begins afresh.
+    optimizer_state='fresh',
+    reset_weights=True,  # False: documents adapt one on top of another (Q10).
+    dropout=False,  # At the rates of the model's config.json, seeded (Q4).
   )
   config.eval = _section(
     documents='',  # JSONL of {"text", "meta"?, "doc_id"?}: paths or globs.
@@ -140,6 +146,8 @@ def get_config() -> ml_collections.ConfigDict:
     at='all',  # Neighbour counts to score at, as '0,1,5,10', or 'all' (Q13).
     tasks='',  # Globs of domains (meta.pile_set_name); '': every document.
     limit=0,  # The first documents of the file; 0: all.
+    # Documents between two checkpoints of what is carried on.
+    checkpoint_every=10,
   )
   config.report = _section(
     inputs='',  # Work directories; '': the job's own.

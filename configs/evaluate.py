@@ -1,5 +1,8 @@
 """Evaluate a method on documents: evaluate.py:ttt, or evaluate.py:base.
 
+evaluate.py:ttt,faithful behaves as the code of Hardt & Sun (2024) does, where
+the default is the clean way.
+
 python -m tttnn.main --config=configs/evaluate.py:ttt --workdir=/tmp/ttt \
   --config.model.path=/tmp/lm/export \
   --config.embedder.path=/tmp/embedder/export --config.store.path=/tmp/store \
@@ -12,7 +15,20 @@ from configs import base
 def get_config(variant='ttt'):
   config = base.get_config()
   config.job = 'evaluate'
-  if variant not in ('base', 'ttt'):
-    raise ValueError(f'evaluate.py:{variant}: the variants are base and ttt')
-  config.method = variant
+  method, *preset = variant.split(',')
+  if method not in ('base', 'ttt') or preset not in ([], ['faithful']):
+    raise ValueError(
+      f'evaluate.py:{variant}: the variants are base and ttt, and behind a '
+      'comma faithful'
+    )
+  config.method = method
+  if preset:
+    config.ttt.optimizer_state = 'carry'  # Q1
+    config.ttt.weight_decay = 0.01  # Q2
+    config.ttt.dropout = True  # Q4
+    config.ttt.short_windows = 'step'  # Q6
+    config.retrieval.max_distance = 4.0  # Q16
+    config.eval.at = 'all'  # Q13
+    config.eval.protocol = 'whole'  # Q14
+    config.eval.split_prefix = 1024  # Q15
   return config

@@ -36,13 +36,13 @@ def get_config(variant=''):
   config.build.block = 256
   config.method = 'ttt'
   config.retrieval.neighbors = 10
-  config.ttt.learning_rate = 1e-4  # Chosen on validation documents.
+  config.ttt.learning_rate = 4e-4  # Chosen on validation documents.
   config.eval.documents = '{workdir}/corpus/text/test.jsonl'
   config.eval.protocol = 'split'
   config.eval.at = '0,1,2,5,10'
   config.eval.limit = 35
   config.report.title = 'Test-time training on the standard library'
-  embedder_steps, lm_steps = 300, 320
+  embedder_steps, lm_steps = 300, 160
   if variant == 'short':
     config.builtin.max_bytes = 1_000_000
     config.builtin.vocab_size = 1024

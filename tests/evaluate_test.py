@@ -76,10 +76,10 @@ def command(config, workdir, **popen):
     for key, value in config[section].items()
   ]
   return subprocess.Popen(
-    [sys.executable, '-m', 'tttnn.main', f'--workdir={workdir}', *flags]
-    + [f'--config=configs/evaluate.py:{config.method}'],
+    [sys.executable, '-m', 'tttnn.main']
+    + [f'--config=configs/evaluate.py:{config.method}', f'--workdir={workdir}']
+    + flags,
     cwd=ROOT,
-    env=os.environ | {'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu'},
     **popen,
   )
 
@@ -246,8 +246,16 @@ def test_distance_bounds_drop_neighbors(world, finished, tmp_path):
   assert row['missing_neighbors'] == 2
 
 
+# Killed and started up to twenty times, a few seconds each.
 @pytest.mark.slow
-def test_kill_and_resume_gives_the_same_rows(world, finished, tmp_path):
+@pytest.mark.parametrize(
+  'carried', [{}, {'ttt__optimizer_state': 'carry', 'ttt__dropout': True}]
+)
+def test_kill_and_resume_gives_the_same_rows(world, tmp_path, carried):
+  world = changed(world, eval__checkpoint_every=2, **carried)
+  finished = tmp_path / 'finished'
+  jobs.run(world, str(finished))
+  tmp_path = tmp_path / 'killed'
   seen = set()
   for _ in range(20):
     process = command(world, tmp_path, stderr=subprocess.DEVNULL)
@@ -269,6 +277,28 @@ def test_kill_and_resume_gives_the_same_rows(world, finished, tmp_path):
 
 def rows_of_whole_lines(path):
   return [line for line in path.read_bytes().split(b'\n') if line]
+
+
+def test_carried_state_makes_rows_depend_on_the_documents_before(
+  world, finished, tmp_path
+):
+  config = changed(world, ttt__optimizer_state='carry')
+  jobs.run(config, str(tmp_path / 'all'))
+  rows, fresh = rows_of(tmp_path / 'all'), rows_of(finished)
+  assert rows[0]['log_likelihood'] == pytest.approx(
+    fresh[0]['log_likelihood'], rel=1e-5
+  )
+  assert rows[1]['log_likelihood'][0] == fresh[1]['log_likelihood'][0]
+  assert rows[1]['log_likelihood'][1:] != fresh[1]['log_likelihood'][1:]
+  # By task, each begins afresh: the first of each is as without carrying.
+  config = changed(config, eval__tasks='prose,numbers')
+  jobs.run(config, str(tmp_path / 'tasks'))
+  rows = {row['doc_id']: row for row in rows_of(tmp_path / 'tasks')}
+  assert list(rows) == [*range(0, COUNT, 2), *range(1, COUNT, 2)]
+  for first in (0, 1):
+    assert rows[first]['log_likelihood'] == pytest.approx(
+      fresh[first]['log_likelihood'], rel=1e-5
+    )
 
 
 def test_rerunning_a_finished_run_changes_nothing(world, finished):

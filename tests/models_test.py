@@ -115,6 +115,8 @@ def _compile_fast():
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
+  # Or other tests would go on with these programs, which round otherwise.
+  jax.clear_caches()
 
 
 # Compiled once for each model and shape.

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     if _CONFIG.value is None:
       raise ValueError('--config=configs/NAME.py is missing')
     workdir = os.path.abspath(_WORKDIR.value) if _WORKDIR.value else ''
-    jobs.run(settings.expand(_CONFIG.value, workdir), workdir)
+    jobs.run(_CONFIG.value, workdir)
   except (ValueError, OSError) as error:
     if _DEBUG.value:
       raise

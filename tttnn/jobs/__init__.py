@@ -22,8 +22,13 @@ _WITHOUT_WORKDIR = ('serve', 'query')
 _ESTIMATED = ('train', 'build', 'evaluate', 'pipeline')
 
 
-def run(config, workdir: str) -> None:
+def run(config, workdir: str, *, write_config: bool = True) -> None:
   """Runs `config.job` in `workdir` and leaves its config.json there.
+
+  Args:
+    config: as `configs/base.py` describes it.
+    workdir: the job's directory; '' for jobs that need none.
+    write_config: False where the directory's config.json is another job's.
 
   Raises:
     ValueError: if there is no such job, it needs a work directory, or it fails.
@@ -39,7 +44,9 @@ def run(config, workdir: str) -> None:
     return
   if not workdir and config.job not in _WITHOUT_WORKDIR:
     raise ValueError(f'job={config.job!r} needs --workdir=DIR')
-  if workdir and not config.dry_run:
+  if config.job != 'pipeline':  # Whose steps may run in another directory.
+    config = settings.expand(config, workdir)
+  if workdir and write_config and not config.dry_run:
     settings.write(config, workdir)
   # Imported here: a search host has no use for JAX.
   job = importlib.import_module(f'tttnn.jobs.{config.job}')

@@ -8,21 +8,22 @@ import collections
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
-import dataclasses
+import os
 import time
+import zlib
 
 import jax
 import tqdm
 
+from tttnn import carry as carry_lib
 from tttnn import checkpoint
 from tttnn import device
 from tttnn import estimate
-from tttnn import settings
+from tttnn import language_model
 from tttnn import summary
 from tttnn.corpus import buckets
 from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import jsonl
-from tttnn.corpus import tokenizer as tokenizer_lib
 from tttnn.datastore import embed
 from tttnn.datastore import replay as replay_lib
 from tttnn.datastore import retrieve
@@ -60,86 +61,17 @@ def run(config, workdir: str) -> None:
   )
   if todo:
     device.keep_compiled_programs()
-    model = LanguageModel.load(config)
+    model = language_model.load(config)
+    carry = None
+    if model.program.settings.carries:
+      carry = _carry(config, workdir, model, results)
+      if config.eval.tasks:  # Each begins afresh, so they go one by one.
+        documents = sorted(documents, key=lambda document: document.task)
     with _finder(config, documents, results) as find:
-      _evaluate(config, model, find, counts, todo, results)
+      _evaluate(config, model, find, counts, documents, results, carry)
   results.close()
   rows = [results.rows[document.doc_id] for document in documents]
   summary.write(config, workdir, rows)
-
-
-@dataclasses.dataclass(frozen=True)
-class LanguageModel:
-  """The causal LM of a run with what belongs to it.
-
-  Attributes:
-    tokenizer: its tokenizer.
-    params: on the device.
-    program: the compiled pieces.
-    context: in tokens.
-    start: the id that stands before a document.
-    training: settings of adaptation.
-  """
-
-  tokenizer: object
-  params: object
-  program: ttt.Program
-  context: int
-  start: int
-  training: ttt.Settings
-
-  @classmethod
-  def load(cls, config) -> 'LanguageModel':
-    """From `model` and `ttt` of the config.
-
-    Raises:
-      ValueError: if model, tokenizer and settings do not go together.
-    """
-    if not config.model.path:
-      raise ValueError(
-        'model.path is empty: name a Hugging Face directory, a hub id or Orbax '
-        'checkpoints'
-      )
-    path, revision = config.model.path, config.model.revision
-    dtype = device.compute_dtype(config.model.dtype)
-    model, params = checkpoint.load_model(path, revision=revision, dtype=dtype)
-    tokenizer = tokenizer_lib.load(path, revision)
-    if tokenizer.eos_token_id is None or len(tokenizer) > model.vocab_size:
-      raise ValueError(
-        f'{path}: the tokenizer has {len(tokenizer)} ids and end-of-text id '
-        f'{tokenizer.eos_token_id}, the model has {model.vocab_size} ids'
-      )
-    training = _training(config.ttt, model.context)
-    return cls(
-      tokenizer=tokenizer,
-      params=jax.device_put(params),
-      program=ttt.compile_program(
-        model.log_likelihood, training, model.context
-      ),
-      context=model.context,
-      start=tokenizer.eos_token_id,
-      training=training,
-    )
-
-  def case(self, document, config) -> documents_lib.Case:
-    """The document under the protocol of the run."""
-    return documents_lib.apply_protocol(
-      document,
-      self.tokenizer,
-      protocol=config.eval.protocol,
-      prefix=config.eval.split_prefix or self.context,
-    )
-
-  def scored(self, case: documents_lib.Case) -> list[rolling.Window]:
-    """The windows in which a document is scored."""
-    return rolling.windows(case.tokens, self.context, self.start)
-
-  def trained(self, texts: list[str]) -> list[list[list[int]]]:
-    """The training windows of each neighbour's text."""
-    return [
-      ttt.windows(tokens, self.training)
-      for tokens in tokenizer_lib.encode(self.tokenizer, texts)
-    ]
 
 
 def neighbor_counts(config) -> set[int]:
@@ -182,7 +114,10 @@ def identity(config) -> dict:
   }
   if config.method == 'base':
     return chosen
+  chosen['seed'] = config.seed
   chosen['eval.at'] = config.eval.at
+  if config.ttt.optimizer_state == 'carry' or not config.ttt.reset_weights:
+    chosen |= {'eval.tasks': config.eval.tasks, 'eval.limit': config.eval.limit}
   chosen |= _prefixed('ttt', config.ttt)
   retrieval = _prefixed('retrieval', config.retrieval)
   del retrieval['retrieval.save']
@@ -194,12 +129,32 @@ def identity(config) -> dict:
   return chosen
 
 
-def _evaluate(config, model, find: Find, counts, todo, results) -> None:
+def _carry(config, workdir, model, results) -> carry_lib.Carry:
+  """The state that earlier documents left; drops the rows it has not seen."""
+  carry = carry_lib.Carry(
+    os.path.join(workdir, 'state'), config.eval.checkpoint_every
+  )
+  results.keep(carry.restore(model.program.start(model.params)))
+  print('evaluate: documents go in order, each goes on from the one before')
+  return carry
+
+
+def _evaluate(
+  config, model, find: Find, counts, documents, results, carry
+) -> None:
+  """Writes the rows that are missing, in the documents' order."""
+  todo = [d for d in documents if d.doc_id not in results.rows]
   bar = tqdm.tqdm(todo, desc=f'evaluate {config.method}', unit=' documents')
   before = after = num_bytes = 0.0
   for document in bar:
-    row = _row(config, model, find, counts, document)
+    if carry:
+      carry.begin(document.task if config.eval.tasks else '')
+    row, state = _row(
+      config, model, find, counts, document, carry.state if carry else None
+    )
     results.append(row)
+    if carry:
+      carry.end(state, list(results.rows))
     before += row['log_likelihood'][0]
     after += row['log_likelihood'][-1]
     num_bytes += row['num_bytes']
@@ -207,10 +162,19 @@ def _evaluate(config, model, find: Find, counts, todo, results) -> None:
       f'bits/byte {metrics.bits_per_byte(before, num_bytes):.3f} -> '
       f'{metrics.bits_per_byte(after, num_bytes):.3f}'
     )
+  if carry:
+    carry.close(list(results.rows))
 
 
-def _row(config, model: LanguageModel, find: Find, counts, document) -> dict:
-  """One document from its text to its row."""
+def _row(
+  config,
+  model: language_model.LanguageModel,
+  find: Find,
+  counts,
+  document,
+  carried,
+) -> tuple[dict, object]:
+  """One document from its text to its row, and the state it leaves behind."""
   case = model.case(document, config)
   begin = time.monotonic()
   found = find(case)
@@ -221,15 +185,17 @@ def _row(config, model: LanguageModel, find: Find, counts, document) -> dict:
     maximum=config.retrieval.max_distance,
   )
   selected = time.monotonic()
-  outcome = ttt.run(
+  outcome, state = ttt.run(
     model.program,
     model.params,
     model.scored(case),
     model.trained([neighbor.text for neighbor in chosen]),
     counts,
+    carried=carried,
+    key=_dropout_key(config, document),
   )
   wanted = config.retrieval.neighbors if config.method == 'ttt' else 0
-  return {
+  row = {
     'doc_id': document.doc_id,
     'task': document.task,
     'method': config.method,
@@ -250,6 +216,15 @@ def _row(config, model: LanguageModel, find: Find, counts, document) -> dict:
       'score': outcome.score_seconds,
     },
   }
+  return row, state
+
+
+def _dropout_key(config, document) -> jax.Array | None:
+  """A key of the document's own, whatever the order of documents."""
+  if not config.ttt.dropout:
+    return None
+  number = zlib.crc32(repr(document.doc_id).encode())
+  return jax.random.fold_in(jax.random.key(config.seed), number)
 
 
 @contextlib.contextmanager
@@ -319,26 +294,13 @@ def _open_store(config) -> store_lib.Store:
   return store_lib.open(config.store.path)
 
 
-def _training(section, context: int) -> ttt.Settings:
-  """The section `ttt` with its zeros resolved."""
-  values = settings.flatten(section)
-  values['max_length'] = values['max_length'] or context
-  values['stride'] = values['stride'] or values['max_length']
-  if values['max_length'] > context:
-    raise ValueError(
-      f'ttt.max_length={values["max_length"]} exceeds the {context} positions '
-      'of the model'
-    )
-  return ttt.Settings(**values)
-
-
 def _prefixed(name: str, section) -> dict:
   return {f'{name}.{key}': value for key, value in section.items()}
 
 
 def _dry_run(config, counts: set[int], documents) -> None:
   """Counts the windows, neighbours being documents of the corpus; times one."""
-  model = LanguageModel.load(config)
+  model = language_model.load(config)
   scored = collections.Counter()
   for document in documents:
     for window in model.scored(model.case(document, config)):
@@ -361,7 +323,8 @@ def _dry_run(config, counts: set[int], documents) -> None:
   for size, count in trained.items():
     state = model.program.start(model.params)
     window = model.program.pad([model.start] * size)
-    cost = estimate.measure(model.program.step, state, *window)
+    key = _dropout_key(config, documents[0])
+    cost = estimate.measure(model.program.step, state, *window, key)
     seconds += cost.compile_seconds + cost.call_seconds * count * scale
     memory = max(memory, cost.memory + estimate.num_bytes(model.params))
   estimate.show(

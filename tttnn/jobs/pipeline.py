@@ -5,6 +5,8 @@ directory ('' is the work directory itself) with the pipeline's config, changed
 by the overrides.
 """
 
+import contextlib
+import io
 import os
 import shutil
 import tempfile
@@ -29,7 +31,7 @@ def run(config, workdir: str) -> None:
   for folder, overrides in config.pipeline.steps:
     step = _step(config, overrides, workdir)
     print(f'== {step.job}{f" ({folder})" if folder else ""}', flush=True)
-    jobs.run(step, os.path.join(workdir, folder))
+    jobs.run(step, os.path.join(workdir, folder), write_config=bool(folder))
   print(f'pipeline: done in {time.monotonic() - begin:.0f} s')
 
 
@@ -56,6 +58,11 @@ def _dry_run(config) -> None:
       if step.job == 'train':
         step.update(dry_run=False)
         step.train.steps = 0
-        jobs.run(step, os.path.join(scratch, folder))
+        silence = io.StringIO()
+        with (
+          contextlib.redirect_stdout(silence),
+          contextlib.redirect_stderr(silence),
+        ):
+          jobs.run(step, os.path.join(scratch, folder))
   finally:
     shutil.rmtree(scratch)

@@ -37,6 +37,14 @@ class Settings:
   stride: int
   max_windows: int
   short_windows: str
+  optimizer_state: str
+  reset_weights: bool
+  dropout: bool
+
+  @property
+  def carries(self) -> bool:
+    """Whether something of a document's state is left for the next one."""
+    return self.optimizer_state == 'carry' or not self.reset_weights
 
   def __post_init__(self):
     if not 0 < self.stride <= self.max_length:
@@ -47,6 +55,10 @@ class Settings:
     if self.short_windows not in ('skip', 'step'):
       raise ValueError(
         f'ttt.short_windows={self.short_windows!r} is not skip or step'
+      )
+    if self.optimizer_state not in ('fresh', 'carry'):
+      raise ValueError(
+        f'ttt.optimizer_state={self.optimizer_state!r} is not fresh or carry'
       )
 
 
@@ -62,13 +74,16 @@ def windows(tokens: Sequence[int], settings: Settings) -> list[list[int]]:
   return cut[: settings.max_windows or None]
 
 
-def loss(apply: Callable, params, tokens_T: jax.Array, length: jax.Array):
+def loss(
+  apply: Callable, params, tokens_T: jax.Array, length: jax.Array, key=None
+) -> jax.Array:
   """Mean negative log-likelihood of tokens 1 .. length - 1, in nats.
 
   A window of one token has no target; its loss is 0, and so is its gradient.
+  A `key` switches dropout on.
   """
   targets_T = jnp.roll(tokens_T, -1)
-  scores_T = apply(params, tokens_T[None], targets_T[None])[0]
+  scores_T = apply(params, tokens_T[None], targets_T[None], dropout_key=key)[0]
   weights_T = jnp.arange(tokens_T.size) < length - 1
   return -jnp.sum(scores_T * weights_T) / jnp.maximum(length - 1, 1)
 
@@ -80,20 +95,25 @@ class Program:
   Attributes:
     score: (params, scored windows) -> log-likelihood in nats.
     start: params -> state, a copy of the parameters with a fresh optimizer.
-    step: (state, tokens_T, length) -> (state, loss) of a window as `pad` gives
-      it; the given state is used up. state[0] are the adapted parameters; the
-      loss is NaN where the window has no target.
-    longest: tokens of the longest window.
+    renew: (params, state) -> state of the next document, which takes from the
+      given one, used up, what `settings` says is carried on.
+    step: (state, tokens_T, length, key) -> (state, loss) of a window as `pad`
+      gives it; the given state is used up. state[0] are the adapted
+      parameters; the loss is NaN where the window has no target; the key is
+      dropout's, or None.
+    settings: of adaptation.
   """
 
   score: Callable
   start: Callable
+  renew: Callable
   step: Callable
-  longest: int
+  settings: Settings
 
   def pad(self, window: Sequence[int]) -> tuple[np.ndarray, np.int32]:
     """The window at the length of its bucket, and its own length."""
-    tokens_T = np.zeros(buckets.padded(len(window), self.longest), np.int32)
+    size = buckets.padded(len(window), self.settings.max_length)
+    tokens_T = np.zeros(size, np.int32)
     tokens_T[: len(window)] = window
     return tokens_T, np.int32(len(window))
 
@@ -104,7 +124,8 @@ def compile_program(
   """Compiles, at first use, scoring and adaptation.
 
   Args:
-    apply: (params, tokens_BxT, targets_BxT) -> log-likelihood [B, T].
+    apply: (params, tokens_BxT, targets_BxT, dropout_key=None) ->
+      log-likelihood [B, T].
     settings: of adaptation.
     context: of the model, in tokens.
   """
@@ -119,18 +140,27 @@ def compile_program(
   def start(params):
     return jax.tree.map(jnp.copy, params), optimizer.init(params)
 
+  @functools.partial(jax.jit, donate_argnums=1)
+  def renew(params, state):
+    adapted, moments = state
+    if settings.reset_weights:
+      adapted = jax.tree.map(jnp.copy, params)
+    if settings.optimizer_state == 'fresh':
+      moments = optimizer.init(adapted)
+    return adapted, moments
+
   @functools.partial(jax.jit, donate_argnums=0)
-  def step(state, tokens_T, length):
+  def step(state, tokens_T, length, key):
     params, moments = state
     value, gradient = jax.value_and_grad(
-      lambda p: loss(apply, p, tokens_T, length)
+      lambda p: loss(apply, p, tokens_T, length, key)
     )(params)
     updates, moments = optimizer.update(gradient, moments, params)
     params = jax.tree.map(jnp.add, params, updates)
     return (params, moments), jnp.where(length > 1, value, jnp.nan)
 
   score = rolling.scorer(apply, context)
-  return Program(score, start, step, settings.max_length)
+  return Program(score, start, renew, step, settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +191,10 @@ def run(
   document: Sequence[rolling.Window],
   neighbors: Sequence[Sequence[Sequence[int]]],
   counts: Collection[int],
-) -> Outcome:
+  *,
+  carried=None,
+  key: jax.Array | None = None,
+) -> tuple[Outcome, object]:
   """Scores a document, adapts to its neighbours one by one, scores again.
 
   Args:
@@ -169,8 +202,15 @@ def run(
     params: of the base model; they stay as they are.
     document: the windows to score.
     neighbors: the training windows of each neighbour, nearest first.
-    counts: after how many neighbours to score; 0 is the base model. Counts
-      above the number of neighbours are not reached.
+    counts: after how many neighbours to score; 0 is the model before it
+      adapts. Counts above the number of neighbours are not reached.
+    carried: the state that the document before left behind, used up; None at
+      the beginning, or where nothing is carried on.
+    key: of dropout, each step folding in its number; None: no dropout.
+
+  Returns:
+    What happened, and the state for the next document; None where nothing is
+    carried on.
   """
   clock = _Clock()
   at, log_likelihood, train_loss, steps = [], [], [], []
@@ -181,12 +221,20 @@ def run(
       log_likelihood.append(program.score(params, document))
       clock.stop('score')
 
-  score(0, params)
-  state = program.start(params) if neighbors else None
+  state = None
+  if carried is not None:
+    state = program.renew(params, carried)
+  elif neighbors:
+    state = program.start(params)
+  jax.block_until_ready(state)
+  clock.stop('adapt')
+  score(0, params if state is None else state[0])
   for count, windows_ in enumerate(neighbors, 1):
     losses = []
     for window in windows_:
-      state, value = program.step(state, *program.pad(window))
+      number = sum(steps) + len(losses)
+      step_key = None if key is None else jax.random.fold_in(key, number)
+      state, value = program.step(state, *program.pad(window), step_key)
       losses.append(value)
     train_loss.append(float(np.mean(losses)) if losses else 0.0)
     steps.append(len(losses))
@@ -194,9 +242,10 @@ def run(
     clock.stop('adapt')
     score(count, state[0])
   seconds = clock.seconds
-  return Outcome(
+  outcome = Outcome(
     at, log_likelihood, train_loss, steps, seconds['adapt'], seconds['score']
   )
+  return outcome, state if program.settings.carries else None
 
 
 class _Clock:

@@ -48,9 +48,27 @@ class Results:
   def append(self, row: dict) -> None:
     """Writes a row and hands it to the operating system; NaN becomes null."""
     row = without_nan(row)
-    self._file.write((json.dumps(row, ensure_ascii=False) + '\n').encode())
+    self._file.write(_line(row))
     self._file.flush()
     self.rows[row['doc_id']] = row
+
+  def keep(self, doc_ids: list[str | int]) -> None:
+    """Drops the rows of all other documents, and orders them so.
+
+    Raises:
+      ValueError: if a row is not there.
+    """
+    missing = [doc_id for doc_id in doc_ids if doc_id not in self.rows]
+    if missing:
+      raise ValueError(
+        f'{self._path} lacks the row of document {missing[0]!r}, which the '
+        'checkpointed state has seen: take another --workdir'
+      )
+    self.rows = {doc_id: self.rows[doc_id] for doc_id in doc_ids}
+    self._file.close()
+    lines = (_line(row) for row in self.rows.values())
+    files.write_if_changed(self._path, b''.join(lines))
+    self._file = open(self._path, 'ab')  # noqa: SIM115 (closed by close)
 
   def close(self) -> None:
     self._file.flush()
@@ -62,6 +80,10 @@ class Results:
     if whole < os.path.getsize(self._path):
       os.truncate(self._path, whole)
     self.rows = {row['doc_id']: row for row in rows}
+
+
+def _line(row: dict) -> bytes:
+  return (json.dumps(row, ensure_ascii=False) + '\n').encode()
 
 
 def read(path: str) -> tuple[list[dict], int]:
