@@ -63,7 +63,7 @@ def run(config, workdir: str) -> None:
     device.keep_compiled_programs()
     model = language_model.load(config)
     carry = None
-    if model.program.settings.carries:
+    if config.method == 'ttt' and model.program.settings.carries:
       carry = _carry(config, workdir, model, results)
       if config.eval.tasks:  # Each begins afresh, so they go one by one.
         documents = sorted(documents, key=lambda document: document.task)
