@@ -21,5 +21,16 @@ os.environ |= {
 }
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 assert len(jax.devices()) == 8
+
+
+@pytest.fixture(scope='module')
+def compile_fast():
+  """Programs of this module compile faster and run slower."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+  # Or other tests would go on with these programs, which round otherwise.
+  jax.clear_caches()

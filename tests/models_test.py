@@ -110,14 +110,7 @@ TORCH = {
 }
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _compile_fast():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-  # Or other tests would go on with these programs, which round otherwise.
-  jax.clear_caches()
-
+pytestmark = pytest.mark.usefixtures('compile_fast')
 
 # Compiled once for each model and shape.
 _hidden = jax.jit(model_lib.Model.hidden, static_argnums=0)

@@ -112,18 +112,22 @@ class Task:
   def loss(self, params, batch: dict, dropout_key=None) -> jax.Array:
     """Mean negative log-likelihood of the predicted tokens, in nats."""
     if self.objective == 'causal':
-      scores = self.model.log_likelihood(
-        params, batch['tokens'], batch['targets'], dropout_key=dropout_key
-      )
-    else:
-      scores = self.model.masked_log_likelihood(
+      targets = batch['targets']
+      return self.model.cross_entropy(
         params,
         batch['tokens'],
-        jnp.ones_like(batch['tokens']),
-        batch['positions'],
-        batch['targets'],
+        targets,
+        jnp.full(targets.shape, 1 / targets.size),
         dropout_key=dropout_key,
       )
+    scores = self.model.masked_log_likelihood(
+      params,
+      batch['tokens'],
+      jnp.ones_like(batch['tokens']),
+      batch['positions'],
+      batch['targets'],
+      dropout_key=dropout_key,
+    )
     return -jnp.mean(scores)
 
   def validate(

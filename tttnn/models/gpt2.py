@@ -13,6 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from tttnn.models import cached
 from tttnn.models import layers
 
 CAUSAL = True
@@ -106,7 +107,7 @@ class Attention(nn.Module):
   layer: int
 
   @nn.compact
-  def __call__(self, x_BxTxD, mask_BxT, train):
+  def __call__(self, x_BxTxD, mask_BxT, train, position_BxT=None):
     config = self.config
     heads = (config.n_head, config.n_embd // config.n_head)
     residual_std = config.initializer_range / (2 * config.n_layer) ** 0.5
@@ -117,15 +118,18 @@ class Attention(nn.Module):
       part.reshape(*x_BxTxD.shape[:2], *heads)
       for part in jnp.split(qkv, 3, axis=-1)
     )
-    y_BxTxHxK = layers.attention(
-      query_BxTxHxK,
-      key_BxTxHxK,
-      value_BxTxHxK,
-      mask_BxT,
-      scale=config.scale(self.layer),
-      causal=True,
-      dropout=nn.Dropout(config.attn_pdrop, deterministic=not train),
-    )
+    scale = config.scale(self.layer)
+    new = (query_BxTxHxK, key_BxTxHxK, value_BxTxHxK)
+    if position_BxT is None:
+      y_BxTxHxK = layers.attention(
+        *new,
+        mask_BxT,
+        scale=scale,
+        causal=True,
+        dropout=nn.Dropout(config.attn_pdrop, deterministic=not train),
+      )
+    else:
+      y_BxTxHxK = cached.attention(self, *new, position_BxT, scale=scale)
     y_BxTxD = layers.Linear(config.n_embd, residual_std, name='c_proj')(
       y_BxTxHxK.reshape(x_BxTxD.shape)
     )
@@ -153,11 +157,11 @@ class Block(nn.Module):
   layer: int
 
   @nn.compact
-  def __call__(self, x_BxTxD, mask_BxT, train):
+  def __call__(self, x_BxTxD, mask_BxT, train, position_BxT=None):
     epsilon = self.config.layer_norm_epsilon
     h_BxTxD = layers.LayerNorm(epsilon, name='ln_1')(x_BxTxD)
     x_BxTxD += Attention(self.config, self.layer, name='attn')(
-      h_BxTxD, mask_BxT, train
+      h_BxTxD, mask_BxT, train, position_BxT
     )
     h_BxTxD = layers.LayerNorm(epsilon, name='ln_2')(x_BxTxD)
     return x_BxTxD + MLP(self.config, name='mlp')(h_BxTxD, train)
@@ -165,12 +169,15 @@ class Block(nn.Module):
 
 class Blocks(nn.Module):
   config: Config
+  remat: bool
 
   @nn.compact
-  def __call__(self, x_BxTxD, mask_BxT, train):
+  def __call__(self, x_BxTxD, mask_BxT, train, position_BxT=None):
     for layer in range(self.config.n_layer):
-      block = Block(self.config, layer, name=str(layer))
-      x_BxTxD = block(x_BxTxD, mask_BxT, train)
+      block = layers.block(Block, self.remat)(
+        self.config, layer, name=str(layer)
+      )
+      x_BxTxD = block(x_BxTxD, mask_BxT, train, position_BxT)
     return x_BxTxD
 
 
@@ -179,6 +186,7 @@ class Module(nn.Module):
 
   config: Config
   dtype: str
+  remat: bool = False
 
   def setup(self):
     config = self.config
@@ -189,7 +197,7 @@ class Module(nn.Module):
       config.n_positions, config.n_embd, std, self.dtype
     )
     self.drop = nn.Dropout(config.embd_pdrop)
-    self.h = Blocks(config)
+    self.h = Blocks(config, self.remat)
     self.ln_f = layers.LayerNorm(config.layer_norm_epsilon)
     if not config.tie_word_embeddings:
       self.lm_head = layers.Embedding(*entries, std, self.dtype)
@@ -199,11 +207,19 @@ class Module(nn.Module):
     tokens_BxT: jax.Array,
     mask_BxT: jax.Array | None,
     train: bool = False,
+    position_BxT: jax.Array | None = None,
   ) -> jax.Array:
-    """Hidden states [B, T, D] after the final norm."""
-    x_BxTxD = self.wte(tokens_BxT) + self.wpe(jnp.arange(tokens_BxT.shape[1]))
+    """Hidden states [B, T, D] after the final norm.
+
+    With `position_BxT`, those of tokens that go on from the `cache` collection,
+    each row at its own positions.
+    """
+    places = position_BxT
+    if places is None:
+      places = jnp.arange(tokens_BxT.shape[1])
+    x_BxTxD = self.wte(tokens_BxT) + self.wpe(places)
     x_BxTxD = self.drop(x_BxTxD, deterministic=not train)
-    return self.ln_f(self.h(x_BxTxD, mask_BxT, train))
+    return self.ln_f(self.h(x_BxTxD, mask_BxT, train, position_BxT))
 
   def head(
     self, hidden_BxTxD: jax.Array

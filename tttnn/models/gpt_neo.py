@@ -15,6 +15,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from tttnn.models import cached
 from tttnn.models import layers
 
 CAUSAL = True
@@ -126,7 +127,7 @@ class SelfAttention(nn.Module):
   local: bool
 
   @nn.compact
-  def __call__(self, x_BxTxD, mask_BxT, train):
+  def __call__(self, x_BxTxD, mask_BxT, train, position_BxT=None):
     config = self.config
     std = config.initializer_range
 
@@ -134,16 +135,21 @@ class SelfAttention(nn.Module):
       linear = layers.Linear(config.hidden_size, std, False, name=name)
       return linear(x_BxTxD).reshape(*x_BxTxD.shape[:2], config.num_heads, -1)
 
-    y_BxTxHxK = layers.attention(
-      heads_of('q_proj'),
-      heads_of('k_proj'),
-      heads_of('v_proj'),
-      mask_BxT,
-      scale=1.0,
-      causal=True,
-      window=config.window_size if self.local else 0,
-      dropout=nn.Dropout(config.attention_dropout, deterministic=not train),
-    )
+    window = config.window_size if self.local else 0
+    new = [heads_of(name) for name in ('q_proj', 'k_proj', 'v_proj')]
+    if position_BxT is None:
+      y_BxTxHxK = layers.attention(
+        *new,
+        mask_BxT,
+        scale=1.0,
+        causal=True,
+        window=window,
+        dropout=nn.Dropout(config.attention_dropout, deterministic=not train),
+      )
+    else:
+      y_BxTxHxK = cached.attention(
+        self, *new, position_BxT, scale=1.0, window=window
+      )
     y_BxTxD = layers.Linear(config.hidden_size, std, name='out_proj')(
       y_BxTxHxK.reshape(x_BxTxD.shape)
     )
@@ -157,9 +163,9 @@ class Attention(nn.Module):
   local: bool
 
   @nn.compact
-  def __call__(self, x_BxTxD, mask_BxT, train):
+  def __call__(self, x_BxTxD, mask_BxT, train, position_BxT=None):
     attend = SelfAttention(self.config, self.local, name='attention')
-    return attend(x_BxTxD, mask_BxT, train)
+    return attend(x_BxTxD, mask_BxT, train, position_BxT)
 
 
 class MLP(nn.Module):
@@ -181,11 +187,11 @@ class Block(nn.Module):
   local: bool
 
   @nn.compact
-  def __call__(self, x_BxTxD, mask_BxT, train):
+  def __call__(self, x_BxTxD, mask_BxT, train, position_BxT=None):
     epsilon = self.config.layer_norm_epsilon
     h_BxTxD = layers.LayerNorm(epsilon, name='ln_1')(x_BxTxD)
     x_BxTxD += Attention(self.config, self.local, name='attn')(
-      h_BxTxD, mask_BxT, train
+      h_BxTxD, mask_BxT, train, position_BxT
     )
     h_BxTxD = layers.LayerNorm(epsilon, name='ln_2')(x_BxTxD)
     return x_BxTxD + MLP(self.config, name='mlp')(h_BxTxD, train)
@@ -193,12 +199,15 @@ class Block(nn.Module):
 
 class Blocks(nn.Module):
   config: Config
+  remat: bool
 
   @nn.compact
-  def __call__(self, x_BxTxD, mask_BxT, train):
+  def __call__(self, x_BxTxD, mask_BxT, train, position_BxT=None):
     for layer, kind in enumerate(self.config.attention_layers):
-      block = Block(self.config, kind == 'local', name=str(layer))
-      x_BxTxD = block(x_BxTxD, mask_BxT, train)
+      block = layers.block(Block, self.remat)(
+        self.config, kind == 'local', name=str(layer)
+      )
+      x_BxTxD = block(x_BxTxD, mask_BxT, train, position_BxT)
     return x_BxTxD
 
 
@@ -207,6 +216,7 @@ class Module(nn.Module):
 
   config: Config
   dtype: str
+  remat: bool = False
 
   def setup(self):
     config = self.config
@@ -217,7 +227,7 @@ class Module(nn.Module):
       config.max_position_embeddings, config.hidden_size, std, self.dtype
     )
     self.drop = nn.Dropout(config.embed_dropout)
-    self.h = Blocks(config)
+    self.h = Blocks(config, self.remat)
     self.ln_f = layers.LayerNorm(config.layer_norm_epsilon)
     if not config.tie_word_embeddings:
       self.lm_head = layers.Embedding(*entries, std, self.dtype)
@@ -227,11 +237,19 @@ class Module(nn.Module):
     tokens_BxT: jax.Array,
     mask_BxT: jax.Array | None,
     train: bool = False,
+    position_BxT: jax.Array | None = None,
   ) -> jax.Array:
-    """Hidden states [B, T, D] after the final norm."""
-    x_BxTxD = self.wte(tokens_BxT) + self.wpe(jnp.arange(tokens_BxT.shape[1]))
+    """Hidden states [B, T, D] after the final norm.
+
+    With `position_BxT`, those of tokens that go on from the `cache` collection,
+    each row at its own positions.
+    """
+    places = position_BxT
+    if places is None:
+      places = jnp.arange(tokens_BxT.shape[1])
+    x_BxTxD = self.wte(tokens_BxT) + self.wpe(places)
     x_BxTxD = self.drop(x_BxTxD, deterministic=not train)
-    return self.ln_f(self.h(x_BxTxD, mask_BxT, train))
+    return self.ln_f(self.h(x_BxTxD, mask_BxT, train, position_BxT))
 
   def head(
     self, hidden_BxTxD: jax.Array

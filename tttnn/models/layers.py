@@ -21,8 +21,7 @@ import jax.numpy as jnp
 QUERY_BLOCK = 256
 QUERY_BLOCKS = 4
 
-# Up to this vocabulary the [B, T, V] logits are kept; above, they are made in
-# chunks of at most CHUNK tokens and made again for the gradient.
+# Above this vocabulary logits are made in chunks of at most CHUNK tokens.
 SMALL_VOCABULARY = 8192
 CHUNK = 256
 
@@ -40,7 +39,11 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Linear(nn.Module):
-  """x @ weight + bias, weight [in, out]."""
+  """x @ weight + bias, weight [in, out].
+
+  Params that hold lora_a [in, rank], lora_b [rank, out] and lora_scale beside
+  the weight add scale * x @ a @ b (`tttnn.methods.trainable`).
+  """
 
   features: int
   std: float
@@ -51,11 +54,24 @@ class Linear(nn.Module):
     shape = (x.shape[-1], self.features)
     weight = self.param('weight', nn.initializers.normal(self.std), shape)
     # As a matrix, whose gradient is faster on CPU than that of [B, T, D].
-    y = x.reshape(-1, x.shape[-1]) @ weight.astype(x.dtype)
+    x_NxI = x.reshape(-1, x.shape[-1])
+    y = x_NxI @ weight.astype(x.dtype)
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
       y += bias.astype(x.dtype)
+    if self.has_variable('params', 'lora_a'):
+      y += self._low_rank(x_NxI)
     return y.reshape(*x.shape[:-1], self.features)
+
+  def _low_rank(self, x_NxI: jax.Array) -> jax.Array:
+    lora_a, lora_b, scale = (
+      self.get_variable('params', name)
+      for name in ('lora_a', 'lora_b', 'lora_scale')
+    )
+    # Never a @ b: where many a and b share a weight, x @ weight stays one
+    # product. The scale goes to the smallest array, before any rounding.
+    scaled = (scale * lora_a).astype(x_NxI.dtype)
+    return (x_NxI @ scaled) @ lora_b.astype(x_NxI.dtype)
 
 
 class Embedding(nn.Module):
@@ -97,6 +113,12 @@ class LayerNorm(nn.Module):
     variance = jnp.mean(y * y, axis=-1, keepdims=True)
     y *= jax.lax.rsqrt(variance + self.epsilon)
     return (y * weight + bias).astype(x.dtype)
+
+
+def block(kind: type[nn.Module], remat: bool) -> type[nn.Module]:
+  """A block (x, mask, train, ...) that may forget its activations."""
+  # Arguments count from the module itself.
+  return nn.remat(kind, static_argnums=(3,)) if remat else kind
 
 
 def attention(
@@ -186,34 +208,145 @@ def token_log_likelihood(
 ) -> jax.Array:
   """log softmax(hidden @ table.T + bias) at the targets: [B, T] float32, nats.
 
-  A vocabulary above SMALL_VOCABULARY is passed in chunks along T, forward and
-  backward, so that no more than [B, chunk, V] logits exist at a time.
+  A vocabulary above SMALL_VOCABULARY is passed in chunks along T, so that no
+  more than [B, chunk, V] logits exist at a time, in its gradient too. For
+  training there is `cross_entropy`.
   """
 
-  def log_likelihood(hidden_BxTxD, targets_BxT):
+  @jax.checkpoint
+  def part(hidden_BxTxD, targets_BxT):
     logits_BxTxV = vocabulary_logits(hidden_BxTxD, table_VxD, bias_V)
-    # Not a gather from log_softmax, whose gradient is slower on CPU.
-    target_BxTx1 = jnp.take_along_axis(
-      logits_BxTxV, targets_BxT[..., None], axis=-1
-    )
-    return target_BxTx1[..., 0] - jax.nn.logsumexp(logits_BxTxV, axis=-1)
+    return _log_softmax_at(logits_BxTxV, targets_BxT)[0]
 
-  rows, tokens = targets_BxT.shape
-  if table_VxD.shape[0] <= SMALL_VOCABULARY or tokens <= chunk:
-    return log_likelihood(hidden_BxTxD, targets_BxT)
-  count = -(-tokens // chunk)
-  chunk = -(-tokens // count)
-
-  def chunks(x_BxTx):
-    pad = [(0, 0), (0, count * chunk - tokens)] + [(0, 0)] * (x_BxTx.ndim - 2)
-    x_BxTx = jnp.pad(x_BxTx, pad).reshape(rows, count, chunk, *x_BxTx.shape[2:])
-    return jnp.moveaxis(x_BxTx, 1, 0)
-
-  output_CxBxT = jax.lax.map(
-    jax.checkpoint(lambda part: log_likelihood(*part)),
-    (chunks(hidden_BxTxD), chunks(targets_BxT)),
+  split = _split(targets_BxT.shape[1], table_VxD.shape[0], chunk)
+  if split.count == 1:
+    return part(hidden_BxTxD, targets_BxT)
+  scores_CxBxT = jax.lax.map(
+    lambda x: part(*x), (split(hidden_BxTxD), split(targets_BxT))
   )
-  return jnp.moveaxis(output_CxBxT, 0, 1).reshape(rows, -1)[:, :tokens]
+  return split.join(scores_CxBxT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def cross_entropy(
+  hidden_BxTxD: jax.Array,
+  table_VxD: jax.Array,
+  bias_V: jax.Array | None,
+  targets_BxT: jax.Array,
+  weights_BxT: jax.Array,
+  chunk: int = CHUNK,
+) -> jax.Array:
+  """-sum(weights * log softmax(hidden @ table.T + bias) at the targets), nats.
+
+  Differentiated, it makes the gradient together with the value, chunk by chunk,
+  from the logits while they are there: three products with the vocabulary where
+  a gradient after the fact takes four or keeps [B, T, V].
+  """
+  scores_BxT = token_log_likelihood(
+    hidden_BxTxD, table_VxD, bias_V, targets_BxT, chunk=chunk
+  )
+  return -jnp.sum(weights_BxT * scores_BxT)
+
+
+def _cross_entropy_forward(
+  hidden_BxTxD, table_VxD, bias_V, targets_BxT, weights_BxT, chunk
+):
+  entries, width = table_VxD.shape
+
+  def part(gradients, x):
+    hidden_BxTxD, targets_BxT, weights_BxT = x
+    logits_BxTxV = vocabulary_logits(hidden_BxTxD, table_VxD, bias_V)
+    scores_BxT, normalizer_BxT = _log_softmax_at(logits_BxTxV, targets_BxT)
+    softmax_BxTxV = jnp.exp(logits_BxTxV - normalizer_BxT[..., None])
+    hit_BxTxV = jnp.arange(entries) == targets_BxT[..., None]
+    slope_BxTxV = weights_BxT[..., None] * (softmax_BxTxV - hit_BxTxV)
+    slope_NxV = slope_BxTxV.reshape(-1, entries).astype(hidden_BxTxD.dtype)
+    by_hidden_NxD = slope_NxV @ table_VxD.astype(hidden_BxTxD.dtype)
+    by_table_VxD = jnp.einsum(
+      'NV,ND->VD',
+      slope_NxV,
+      hidden_BxTxD.reshape(-1, width),
+      preferred_element_type=jnp.float32,
+    )
+    by_bias_V = None if bias_V is None else jnp.sum(slope_BxTxV, (0, 1))
+    if gradients is not None:
+      by_table_VxD += gradients[0]
+      by_bias_V = None if bias_V is None else by_bias_V + gradients[1]
+    by_hidden_BxTxD = by_hidden_NxD.reshape(hidden_BxTxD.shape)
+    return (by_table_VxD, by_bias_V), (scores_BxT, by_hidden_BxTxD)
+
+  split = _split(targets_BxT.shape[1], entries, chunk)
+  inputs = (hidden_BxTxD, targets_BxT, weights_BxT)
+  if split.count == 1:
+    by_table, (scores_BxT, by_hidden_BxTxD) = part(None, inputs)
+  else:
+    parts = jax.tree.map(split, inputs)
+    # The first chunk outside the loop, which then needs no zeros to add to.
+    carry, first = part(None, jax.tree.map(lambda x: x[0], parts))
+    by_table, rest = jax.lax.scan(
+      part, carry, jax.tree.map(lambda x: x[1:], parts)
+    )
+    scores_BxT, by_hidden_BxTxD = (
+      split.join(jnp.concatenate([one[None], others]))
+      for one, others in zip(first, rest, strict=True)
+    )
+  value = -jnp.sum(weights_BxT * scores_BxT)
+  return value, (by_hidden_BxTxD, *by_table, scores_BxT)
+
+
+def _cross_entropy_backward(chunk, residuals, slope):
+  del chunk
+  by_hidden_BxTxD, by_table_VxD, by_bias_V, scores_BxT = residuals
+  return (
+    slope.astype(by_hidden_BxTxD.dtype) * by_hidden_BxTxD,
+    slope * by_table_VxD,
+    None if by_bias_V is None else slope * by_bias_V,
+    None,
+    -slope * scores_BxT,
+  )
+
+
+cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+
+
+def _log_softmax_at(logits_BxTxV, targets_BxT):
+  """(log softmax at the targets [B, T], its normaliser [B, T])."""
+  # Not a gather from log_softmax, whose gradient is slower on CPU.
+  target_BxTx1 = jnp.take_along_axis(
+    logits_BxTxV, targets_BxT[..., None], axis=-1
+  )
+  normalizer_BxT = jax.nn.logsumexp(logits_BxTxV, axis=-1)
+  return target_BxTx1[..., 0] - normalizer_BxT, normalizer_BxT
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunks:
+  """Cuts axis T of [B, T, ...] into `count` chunks of `size`: [C, B, T, ...].
+
+  The last one is filled up with zeros, whose weight is zero.
+  """
+
+  tokens: int
+  count: int
+  size: int
+
+  def __call__(self, x_BxT: jax.Array) -> jax.Array:
+    pad = [(0, 0)] * x_BxT.ndim
+    pad[1] = (0, self.count * self.size - self.tokens)
+    shape = (len(x_BxT), self.count, self.size, *x_BxT.shape[2:])
+    return jnp.moveaxis(jnp.pad(x_BxT, pad).reshape(shape), 1, 0)
+
+  def join(self, x_CxBxT: jax.Array) -> jax.Array:
+    x_BxCxT = jnp.moveaxis(x_CxBxT, 0, 1)
+    shape = (len(x_BxCxT), self.count * self.size, *x_BxCxT.shape[3:])
+    return x_BxCxT.reshape(shape)[:, : self.tokens]
+
+
+def _split(tokens: int, entries: int, chunk: int) -> _Chunks:
+  """How `tokens` pass a vocabulary of `entries`."""
+  whole = entries <= SMALL_VOCABULARY
+  count = 1 if whole else max(1, -(-tokens // chunk))
+  return _Chunks(tokens, count, -(-tokens // count) if tokens else 0)
 
 
 def read_config(

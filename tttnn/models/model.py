@@ -19,6 +19,7 @@ from tttnn.models import roberta
 ARCHITECTURES = {'gpt2': gpt2, 'gpt_neo': gpt_neo, 'roberta': roberta}
 
 Params = dict[str, Any]
+Cache = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +35,14 @@ class Model:
     dtype: what the layers compute in, 'float32' or 'bfloat16'. float32 means
       full precision on accelerators too, unless `jax_default_matmul_precision`
       says otherwise.
+    remat: whether the gradient computes a block's activations again instead of
+      keeping them: less memory, a third more time.
   """
 
   model_type: str
   config: gpt2.Config | gpt_neo.Config | roberta.Config
   dtype: str = 'float32'
+  remat: bool = False
 
   def __post_init__(self):
     if self.model_type not in ARCHITECTURES:
@@ -142,13 +146,94 @@ class Model:
     Raises:
       ValueError: the model is no causal LM, or as `hidden`.
     """
-    if not self.architecture.CAUSAL:
-      raise ValueError(
-        f'{self.model_type} sees later tokens: it has no log_likelihood of the '
-        'next one, only masked_log_likelihood'
-      )
+    self._require_causal()
     hidden_BxTxD = self.hidden(params, tokens_BxT, mask_BxT, dropout_key)
     return self._score(params, hidden_BxTxD, targets_BxT)
+
+  def cross_entropy(
+    self,
+    params: Params,
+    tokens_BxT: jax.Array,
+    targets_BxT: jax.Array,
+    weights_BxT: jax.Array,
+    mask_BxT: jax.Array | None = None,
+    dropout_key: jax.Array | None = None,
+  ) -> jax.Array:
+    """-sum(weights * log_likelihood(...)) over all of B and T, in nats.
+
+    What training goes down: cheaper to differentiate than `log_likelihood`.
+    """
+    self._require_causal()
+    hidden_BxTxD = self.hidden(params, tokens_BxT, mask_BxT, dropout_key)
+    with self._precision():
+      head = self._head(params, hidden_BxTxD)
+      return layers.cross_entropy(*head, targets_BxT, weights_BxT)
+
+  def init_cache(self, rows: int, length: int) -> Cache:
+    """An empty cache for texts of up to `length` tokens, in `dtype`.
+
+    Raises:
+      ValueError: the model is no causal LM, or `length` exceeds the context.
+    """
+    self._require_causal()
+    if length > self.context:
+      raise ValueError(
+        f'a cache of {length} tokens exceeds the context of {self.context}'
+      )
+
+    def attended():
+      tokens_BxT = jnp.zeros((rows, length), jnp.int32)
+      params = self.init(jax.random.key(0))
+      return self._attend(params, tokens_BxT, tokens_BxT, {})[1]
+
+    shapes = jax.eval_shape(attended)
+    attention = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return {'length': jnp.zeros(rows, jnp.int32), 'attention': attention}
+
+  def decode(
+    self,
+    params: Params,
+    tokens_BxT: jax.Array,
+    cache: Cache,
+    lengths_B: jax.Array | None = None,
+  ) -> tuple[jax.Array, Cache]:
+    """Reads tokens that go on from those in the cache.
+
+    A row's logits are the same, up to rounding, whether its tokens come at once
+    or one by one, and whatever the other rows hold.
+
+    Args:
+      params: as `init` makes them.
+      tokens_BxT: the next tokens of each row.
+      cache: of the tokens before; it must have places for these.
+      lengths_B: how many tokens of each row count, the others being padding
+        behind them; None = all. A row with none stays as it was.
+
+    Returns:
+      Logits [B, V] in float32 of what follows the last token of each row (which
+      mean nothing in a row with none), and the cache with the tokens.
+
+    Raises:
+      ValueError: the model is no causal LM, or more tokens than the cache has
+        places.
+    """
+    self._require_causal()
+    rows, tokens = tokens_BxT.shape
+    places = jax.tree.leaves(cache['attention'])[0].shape[-2]
+    if tokens > places:
+      raise ValueError(f'{tokens} tokens exceed the {places} of the cache')
+    if lengths_B is None:
+      lengths_B = jnp.full(rows, tokens)
+    position_BxT = cache['length'][:, None] + jnp.arange(tokens)
+    with self._precision():
+      hidden_BxTxD, attention = self._attend(
+        params, tokens_BxT, position_BxT, cache['attention']
+      )
+      last_Bx1x1 = jnp.maximum(lengths_B - 1, 0)[:, None, None]
+      hidden_Bx1xD = jnp.take_along_axis(hidden_BxTxD, last_Bx1x1, axis=1)
+      logits_Bx1xV = layers.vocabulary_logits(*self._head(params, hidden_Bx1xD))
+    length_B = cache['length'] + lengths_B
+    return logits_Bx1xV[:, 0], {'length': length_B, 'attention': attention}
 
   def masked_log_likelihood(
     self,
@@ -176,8 +261,26 @@ class Model:
     )
     return self._score(params, hidden_BxKxD, targets_BxK)
 
+  def _require_causal(self) -> None:
+    if not self.architecture.CAUSAL:
+      raise ValueError(
+        f'{self.model_type} sees later tokens: it has no log_likelihood of the '
+        'next one, only masked_log_likelihood'
+      )
+
+  def _attend(self, params, tokens_BxT, position_BxT, attention):
+    """(hidden states, what attention keeps); {}: makes places for T tokens."""
+    hidden_BxTxD, kept = self._module().apply(
+      {'params': params, 'cache': attention},
+      tokens_BxT,
+      None,
+      position_BxT=position_BxT,
+      mutable=['cache'],
+    )
+    return hidden_BxTxD, kept['cache']
+
   def _module(self) -> Any:
-    return self.architecture.Module(self.config, self.dtype)
+    return self.architecture.Module(self.config, self.dtype, self.remat)
 
   def _head(self, params, hidden_BxTxD):
     return self._module().apply({'params': params}, hidden_BxTxD, method='head')

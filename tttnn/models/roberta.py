@@ -226,20 +226,25 @@ class Layer(nn.Module):
 
 class Layers(nn.Module):
   config: Config
+  remat: bool
 
   @nn.compact
   def __call__(self, x_BxTxD, mask_BxT, train):
     for layer in range(self.config.num_hidden_layers):
-      x_BxTxD = Layer(self.config, name=str(layer))(x_BxTxD, mask_BxT, train)
+      one = layers.block(Layer, self.remat)(self.config, name=str(layer))
+      x_BxTxD = one(x_BxTxD, mask_BxT, train)
     return x_BxTxD
 
 
 class Encoder(nn.Module):
   config: Config
+  remat: bool
 
   @nn.compact
   def __call__(self, x_BxTxD, mask_BxT, train):
-    return Layers(self.config, name='layer')(x_BxTxD, mask_BxT, train)
+    return Layers(self.config, self.remat, name='layer')(
+      x_BxTxD, mask_BxT, train
+    )
 
 
 class MaskedLMHead(nn.Module):
@@ -264,10 +269,11 @@ class Module(nn.Module):
 
   config: Config
   dtype: str
+  remat: bool = False
 
   def setup(self):
     self.embeddings = Embeddings(self.config, self.dtype)
-    self.encoder = Encoder(self.config)
+    self.encoder = Encoder(self.config, self.remat)
     self.lm_head = MaskedLMHead(self.config)
 
   def __call__(
