@@ -12,8 +12,8 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
   """The defaults, locked: no key can be added."""
   config = ml_collections.ConfigDict()
-  # corpus | train | export | build | serve | query | evaluate | report |
-  # pipeline
+  # corpus | train | export | build | serve | query | evaluate | generate |
+  # report | pipeline
   config.job = 'evaluate'
   # Print documents, steps, memory and estimated time, then stop.
   config.dry_run = False
@@ -27,6 +27,15 @@ def get_config() -> ml_collections.ConfigDict:
     # Of activations; parameters are float32. auto: float32 on CPU, bfloat16 on
     # accelerators.
     dtype='auto',
+    # Compute a block's activations again for the gradient instead of keeping
+    # them: less memory, a third more time.
+    remat=False,
+  )
+  config.mesh = _section(
+    # Devices: documents spread over data, weights over model; 0: all that the
+    # other leaves.
+    data=1,
+    model=1,
   )
   config.embedder = _section(
     path='',  # As model.path, of a RoBERTa.
@@ -134,6 +143,15 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer_state='fresh',
     reset_weights=True,  # False: documents adapt one on top of another (Q10).
     dropout=False,  # At the rates of the model's config.json, seeded (Q4).
+    # full | lora | mlp_out (the layers out of the MLPs) | last:N (blocks). With
+    # all but `full`, documents share what does not train.
+    trainable='full',
+    lora_rank=8,
+    lora_alpha=16.0,
+    lora_targets='attention,mlp',  # Linear layers of these parts.
+    # Documents that adapt at once, each on its own copy of what trains; auto:
+    # one on CPU, elsewhere what the memory holds.
+    batch_documents='auto',
   )
   config.eval = _section(
     documents='',  # JSONL of {"text", "meta"?, "doc_id"?}: paths or globs.
@@ -148,6 +166,17 @@ def get_config() -> ml_collections.ConfigDict:
     limit=0,  # The first documents of the file; 0: all.
     # Documents between two checkpoints of what is carried on.
     checkpoint_every=10,
+  )
+  config.generate = _section(
+    prompt='',  # One text, or ...
+    input='',  # ... a JSONL file of {"text", "doc_id"?}.
+    output='',  # A .jsonl of both texts a prompt; '': on the terminal.
+    max_tokens=64,  # Of a text; it may end earlier.
+    temperature=0.0,  # 0: the likeliest token, always.
+    # Draw from the k likeliest tokens (0: all), and of those from the likeliest
+    # that make up p of the distribution (1: all).
+    top_k=0,
+    top_p=1.0,
   )
   config.report = _section(
     inputs='',  # Work directories; '': the job's own.

@@ -30,3 +30,9 @@ def keep_compiled_programs() -> None:
     'jax_compilation_cache_dir', os.path.join(cache, 'tttnn', 'jax')
   )
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def memory_limit() -> int | None:
+  """Bytes that a device gives this process; None on CPU, which does not say."""
+  stats = jax.local_devices()[0].memory_stats()
+  return stats['bytes_limit'] if stats else None

@@ -1,16 +1,24 @@
-"""The causal LM of a run: tokenizer, parameters and compiled pieces."""
+"""The causal LM of a run: tokenizer, parameters, and how it adapts."""
 
+from collections.abc import Callable
 import dataclasses
 
 import jax
 
 from tttnn import checkpoint
 from tttnn import device
-from tttnn import settings
+from tttnn import estimate
+from tttnn import sharding
 from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import tokenizer as tokenizer_lib
+from tttnn.methods import pool as pool_lib
+from tttnn.methods import trainable as trainable_lib
 from tttnn.methods import ttt
+from tttnn.models import model as model_lib
 from tttnn.scoring import rolling
+
+_MOST = 64  # Documents at once that 'auto' goes up to, on each shard.
+_FILL = 0.85  # Of the memory there is.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,26 +26,34 @@ class LanguageModel:
   """The causal LM of a run with what belongs to it.
 
   Attributes:
+    model: its functions of (params, tokens).
     tokenizer: its tokenizer.
-    params: on the device.
-    program: the compiled pieces.
+    params: on the device, or spread over the mesh.
+    trainable: what trains; None: nothing does.
+    adaptation: what happens to a document.
     context: in tokens.
     start: the id that stands before a document.
+    mesh: where it computes; None: one device.
   """
 
+  model: model_lib.Model
   tokenizer: object
-  params: object
-  program: ttt.Program
+  params: model_lib.Params
+  trainable: trainable_lib.Trainable | None
+  adaptation: ttt.Adaptation
   context: int
   start: int
+  mesh: jax.sharding.Mesh | None = None
 
-  def case(self, document, config) -> documents_lib.Case:
-    """The document under the protocol of the run."""
+  def case(
+    self, document: documents_lib.Document, protocol: str, prefix: int
+  ) -> documents_lib.Case:
+    """The document under a protocol; a `prefix` of 0 is the context."""
     return documents_lib.apply_protocol(
       document,
       self.tokenizer,
-      protocol=config.eval.protocol,
-      prefix=config.eval.split_prefix or self.context,
+      protocol=protocol,
+      prefix=prefix or self.context,
     )
 
   def scored(self, case: documents_lib.Case) -> list[rolling.Window]:
@@ -47,16 +63,142 @@ class LanguageModel:
   def trained(self, texts: list[str]) -> list[list[list[int]]]:
     """The training windows of each neighbour's text."""
     return [
-      ttt.windows(tokens, self.program.settings)
+      ttt.windows(tokens, self.adaptation.settings)
       for tokens in tokenizer_lib.encode(self.tokenizer, texts)
     ]
 
+  def pool(
+    self,
+    documents: int = 1,
+    on_compile: Callable[[str], None] = lambda what: None,
+  ) -> pool_lib.Pool:
+    """Where `documents` of them adapt at once."""
+    frozen, trained = self._split()
+    return pool_lib.Pool(
+      self.adaptation,
+      frozen,
+      trained,
+      context=self.context,
+      slots=documents,
+      mesh=self.mesh,
+      on_compile=on_compile,
+    )
 
-def load(config) -> LanguageModel:
-  """From the sections `model` and `ttt` of the config.
+  def documents_at_once(self, wanted: str, limit: int | None = None) -> int:
+    """How many documents `ttt.batch_documents` means.
+
+    Args:
+      wanted: a number, or 'auto': one on CPU and where documents go in order,
+        elsewhere as many as the memory holds; times the mesh's data axis.
+      limit: bytes of each device; None: what the backend says.
+
+    Raises:
+      ValueError: neither 'auto' nor a positive number, or not even one fits.
+    """
+    if wanted.isdigit() and int(wanted):
+      return int(wanted)
+    if wanted != 'auto':
+      raise ValueError(
+        f"ttt.batch_documents={wanted!r} is neither 'auto' nor 1 or more"
+      )
+    shards = self.mesh.shape['data'] if self.mesh else 1
+    limit = limit or device.memory_limit()
+    if limit is None or self.adaptation.settings.carries:
+      return shards
+    _, trained = self._split()
+    models = self.mesh.shape['model'] if self.mesh else 1
+    base = estimate.num_bytes(self.params) / models
+    # What trains and its two moments.
+    own = 3 * estimate.num_bytes(trained) / models
+    size = self.adaptation.settings.max_length
+    # Gradient, activations, and what a dispatch copies out of the pool.
+    row = self.pool(shards).memory(size) - base
+    fits = [
+      slots
+      for slots in range(1, _MOST + 1)
+      if base + own * slots + row * max(2, slots // 4) <= _FILL * limit
+    ]
+    if not fits:
+      raise ValueError(
+        f'a document needs {(base + own + row) / 1e9:.1f} GB on a device that '
+        f'has {limit / 1e9:.1f} GB: try ttt.trainable=lora, model.remat=True, '
+        'a shorter ttt.max_length, or mesh.model above 1'
+      )
+    print(
+      f'ttt.batch_documents: auto is {fits[-1] * shards}; a copy takes '
+      f'{own / 1e9:.2f} GB, a device has {limit / 1e9:.0f} GB'
+    )
+    return fits[-1] * shards
+
+  def _split(self) -> tuple[model_lib.Params, model_lib.Params]:
+    """(what is shared, what each document has a copy of)."""
+    if self.trainable is None:
+      return self.params, {}
+    frozen, trained = trainable_lib.split(
+      self.params, self.trainable, self.adaptation.seed
+    )
+    if self.mesh:  # LoRA's matrices are new.
+      frozen, trained = (
+        sharding.shard(tree, self.mesh) for tree in (frozen, trained)
+      )
+    return frozen, trained
+
+
+def create(
+  model: model_lib.Model,
+  params: model_lib.Params,
+  tokenizer: object,
+  settings: ttt.Settings,
+  *,
+  trainable: trainable_lib.Trainable | None = None,
+  seed: int = 0,
+  mesh: jax.sharding.Mesh | None = None,
+) -> LanguageModel:
+  """From the parts; zeros in `settings` become the model's context.
+
+  Args:
+    model: its functions.
+    params: as `hf.load` or `checkpoint.load_model` give them.
+    tokenizer: that goes with it.
+    settings: of adaptation.
+    trainable: what trains; None: nothing, to score alone.
+    seed: of dropout and of LoRA's first matrix.
+    mesh: to spread over; None: one device.
 
   Raises:
     ValueError: if model, tokenizer and settings do not go together.
+  """
+  if tokenizer.eos_token_id is None or len(tokenizer) > model.vocab_size:
+    raise ValueError(
+      f'the tokenizer has {len(tokenizer)} ids and end-of-text id '
+      f'{tokenizer.eos_token_id}, the model has {model.vocab_size} ids'
+    )
+  if settings.max_length > model.context:
+    raise ValueError(
+      f'ttt.max_length={settings.max_length} exceeds the {model.context} '
+      'positions of the model'
+    )
+  length = settings.max_length or model.context
+  settings = dataclasses.replace(
+    settings, max_length=length, stride=settings.stride or length
+  )
+  return LanguageModel(
+    model=model,
+    tokenizer=tokenizer,
+    params=sharding.shard(params, mesh) if mesh else jax.device_put(params),
+    trainable=trainable,
+    adaptation=ttt.Adaptation(model.cross_entropy, settings, seed),
+    context=model.context,
+    start=tokenizer.eos_token_id,
+    mesh=mesh,
+  )
+
+
+def load(config) -> LanguageModel:
+  """From the sections `model`, `ttt` and `mesh` of the config.
+
+  Raises:
+    ValueError: as `create`, and for a model that is not there.
   """
   if not config.model.path:
     raise ValueError(
@@ -66,30 +208,31 @@ def load(config) -> LanguageModel:
   path, revision = config.model.path, config.model.revision
   dtype = device.compute_dtype(config.model.dtype)
   model, params = checkpoint.load_model(path, revision=revision, dtype=dtype)
-  tokenizer = tokenizer_lib.load(path, revision)
-  if tokenizer.eos_token_id is None or len(tokenizer) > model.vocab_size:
-    raise ValueError(
-      f'{path}: the tokenizer has {len(tokenizer)} ids and end-of-text id '
-      f'{tokenizer.eos_token_id}, the model has {model.vocab_size} ids'
+  model = dataclasses.replace(model, remat=config.model.remat)
+  what = None
+  if config.method != 'base':
+    what = trainable_lib.Trainable.parse(
+      config.ttt.trainable,
+      config.ttt.lora_rank,
+      config.ttt.lora_alpha,
+      config.ttt.lora_targets,
     )
-  training = _training(config.ttt, model.context)
-  return LanguageModel(
-    tokenizer=tokenizer,
-    params=jax.device_put(params),
-    program=ttt.compile_program(model.log_likelihood, training, model.context),
-    context=model.context,
-    start=tokenizer.eos_token_id,
+  return create(
+    model,
+    params,
+    tokenizer_lib.load(path, revision),
+    ttt.Settings.create(config.ttt),
+    trainable=what,
+    seed=config.seed,
+    mesh=_mesh(config.mesh),
   )
 
 
-def _training(section, context: int) -> ttt.Settings:
-  """The section `ttt` with its zeros resolved."""
-  values = settings.flatten(section)
-  values['max_length'] = values['max_length'] or context
-  values['stride'] = values['stride'] or values['max_length']
-  if values['max_length'] > context:
-    raise ValueError(
-      f'ttt.max_length={values["max_length"]} exceeds the {context} positions '
-      'of the model'
+def _mesh(section) -> jax.sharding.Mesh | None:
+  mesh = sharding.make_mesh(section.data, section.model)
+  if mesh.size < len(jax.devices()):
+    print(
+      f'computing on {mesh.size} of {len(jax.devices())} devices; '
+      '--config.mesh.data=0 takes all'
     )
-  return ttt.Settings(**values)
+  return mesh if mesh.size > 1 else None

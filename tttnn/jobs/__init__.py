@@ -13,13 +13,14 @@ JOBS = (
   'serve',
   'query',
   'evaluate',
+  'generate',
   'report',
   'pipeline',
 )
 # These answer on the terminal and need no directory of their own.
-_WITHOUT_WORKDIR = ('serve', 'query')
+_WITHOUT_WORKDIR = ('serve', 'query', 'generate')
 # These take long enough for `dry_run`.
-_ESTIMATED = ('train', 'build', 'evaluate', 'pipeline')
+_ESTIMATED = ('train', 'build', 'evaluate', 'generate', 'pipeline')
 
 
 def run(config, workdir: str, *, write_config: bool = True) -> None:

@@ -2,44 +2,54 @@
 
 For a document: score it with the model as it is; then, nearest first, take
 one AdamW step on each window of each neighbour's text and score again; then
-forget. Parameters are values here: the base model is the input of every
-document and is never changed.
+forget. Here is what happens to one document, as pure functions of its state;
+`pool` compiles them and runs many documents at once.
 """
 
 from collections.abc import Callable
-from collections.abc import Collection
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import functools
-import time
+import math
+from typing import Any
+from typing import Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+import optax
 
 from tttnn import optim
-from tttnn.corpus import buckets
-from tttnn.scoring import rolling
+from tttnn.methods import trainable
+
+# What a document has of its own: (what trains, the optimizer's state).
+State = tuple[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """How a document is adapted to; fields as `ttt` of `configs/base.py`.
 
-  `max_length` and `stride` are tokens, resolved (not 0).
+  `max_length` and `stride` are tokens; 0 stands for the model's context, and is
+  resolved before anything adapts.
   """
 
-  learning_rate: float
-  weight_decay: float
-  adam_epsilon: float
-  clip_norm: float
-  max_length: int
-  stride: int
-  max_windows: int
-  short_windows: str
-  optimizer_state: str
-  reset_weights: bool
-  dropout: bool
+  learning_rate: float = 2e-5
+  weight_decay: float = 0.0
+  adam_epsilon: float = 1e-8
+  clip_norm: float = 1.0
+  max_length: int = 0
+  stride: int = 0
+  max_windows: int = 0
+  short_windows: str = 'skip'
+  optimizer_state: str = 'fresh'
+  reset_weights: bool = True
+  dropout: bool = False
+
+  @classmethod
+  def create(cls, section: Mapping[str, Any]) -> Self:
+    """From the section `ttt` of the config, which has more than this."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    return cls(**{name: section[name] for name in names})
 
   @property
   def carries(self) -> bool:
@@ -47,7 +57,7 @@ class Settings:
     return self.optimizer_state == 'carry' or not self.reset_weights
 
   def __post_init__(self):
-    if not 0 < self.stride <= self.max_length:
+    if self.stride and not 0 < self.stride <= (self.max_length or math.inf):
       raise ValueError(
         f'ttt.stride={self.stride} must be 1 to ttt.max_length='
         f'{self.max_length}, or tokens would go untrained'
@@ -75,7 +85,7 @@ def windows(tokens: Sequence[int], settings: Settings) -> list[list[int]]:
 
 
 def loss(
-  apply: Callable, params, tokens_T: jax.Array, length: jax.Array, key=None
+  cross_entropy: Callable, params, tokens_T: jax.Array, length, key=None
 ) -> jax.Array:
   """Mean negative log-likelihood of tokens 1 .. length - 1, in nats.
 
@@ -83,84 +93,95 @@ def loss(
   A `key` switches dropout on.
   """
   targets_T = jnp.roll(tokens_T, -1)
-  scores_T = apply(params, tokens_T[None], targets_T[None], dropout_key=key)[0]
-  weights_T = jnp.arange(tokens_T.size) < length - 1
-  return -jnp.sum(scores_T * weights_T) / jnp.maximum(length - 1, 1)
+  weights_T = (jnp.arange(tokens_T.size) < length - 1) / jnp.maximum(
+    length - 1, 1
+  )
+  return cross_entropy(
+    params, tokens_T[None], targets_T[None], weights_T[None], dropout_key=key
+  )
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-  """The compiled pieces of a run.
+class Adaptation:
+  """What happens to one document.
+
+  Parameters are values: the base model, `frozen` and `trained` as
+  `trainable.split` gives them, is an input and never changes.
 
   Attributes:
-    score: (params, scored windows) -> log-likelihood in nats.
-    start: params -> state, a copy of the parameters with a fresh optimizer.
-    renew: (params, state) -> state of the next document, which takes from the
-      given one, used up, what `settings` says is carried on.
-    step: (state, tokens_T, length, key) -> (state, loss) of a window as `pad`
-      gives it; the given state is used up. state[0] are the adapted
-      parameters; the loss is NaN where the window has no target; the key is
-      dropout's, or None.
-    settings: of adaptation.
+    cross_entropy: (params, tokens_BxT, targets_BxT, weights_BxT,
+      dropout_key=None) -> -sum(weights * log-likelihood), in nats.
+    settings: how it adapts.
+    seed: of dropout.
   """
 
-  score: Callable
-  start: Callable
-  renew: Callable
-  step: Callable
+  cross_entropy: Callable
   settings: Settings
+  seed: int = 0
 
-  def pad(self, window: Sequence[int]) -> tuple[np.ndarray, np.int32]:
-    """The window at the length of its bucket, and its own length."""
-    size = buckets.padded(len(window), self.settings.max_length)
-    tokens_T = np.zeros(size, np.int32)
-    tokens_T[: len(window)] = window
-    return tokens_T, np.int32(len(window))
+  @property
+  def optimizer(self) -> optax.GradientTransformation:
+    settings = self.settings
+    return optim.adamw(
+      settings.learning_rate,
+      weight_decay=settings.weight_decay,
+      clip_norm=settings.clip_norm,
+      epsilon=settings.adam_epsilon,
+    )
 
+  def start(self, trained) -> State:
+    """The state of a document that begins with the base model."""
+    return trained, self.optimizer.init(trained)
 
-def compile_program(
-  apply: Callable, settings: Settings, context: int
-) -> Program:
-  """Compiles, at first use, scoring and adaptation.
+  def renew(self, trained, state: State) -> State:
+    """The state of a document after another one.
 
-  Args:
-    apply: (params, tokens_BxT, targets_BxT, dropout_key=None) ->
-      log-likelihood [B, T].
-    settings: of adaptation.
-    context: of the model, in tokens.
-  """
-  optimizer = optim.adamw(
-    settings.learning_rate,
-    weight_decay=settings.weight_decay,
-    clip_norm=settings.clip_norm,
-    epsilon=settings.adam_epsilon,
-  )
-
-  @jax.jit
-  def start(params):
-    return jax.tree.map(jnp.copy, params), optimizer.init(params)
-
-  @functools.partial(jax.jit, donate_argnums=1)
-  def renew(params, state):
+    It takes from the other's what the settings say is carried on.
+    """
     adapted, moments = state
-    if settings.reset_weights:
-      adapted = jax.tree.map(jnp.copy, params)
-    if settings.optimizer_state == 'fresh':
-      moments = optimizer.init(adapted)
+    if self.settings.reset_weights:
+      adapted = trained
+    if self.settings.optimizer_state == 'fresh':
+      moments = self.optimizer.init(adapted)
     return adapted, moments
 
-  @functools.partial(jax.jit, donate_argnums=0)
-  def step(state, tokens_T, length, key):
-    params, moments = state
-    value, gradient = jax.value_and_grad(
-      lambda p: loss(apply, p, tokens_T, length, key)
-    )(params)
-    updates, moments = optimizer.update(gradient, moments, params)
-    params = jax.tree.map(jnp.add, params, updates)
-    return (params, moments), jnp.where(length > 1, value, jnp.nan)
+  def step(
+    self, frozen, state: State, tokens_T: jax.Array, length, number_2
+  ) -> tuple[State, jax.Array]:
+    """One AdamW step on a window: the state after it, and the loss before it.
 
-  score = rolling.scorer(apply, context)
-  return Program(score, start, renew, step, settings)
+    Args:
+      frozen: what does not train.
+      state: of the document.
+      tokens_T: the window, filled up at its end.
+      length: of the window without the filling; where it is 1 there is no
+        target, the gradient is zero and the loss NaN.
+      number_2: of the document and of the step in it; dropout's keys are made
+        of them.
+    """
+    trained, moments = state
+    key = None
+    if self.settings.dropout:
+      key = jax.random.fold_in(jax.random.key(self.seed), number_2[0])
+      key = jax.random.fold_in(key, number_2[1])
+
+    def objective(trained):
+      params = trainable.combine(frozen, trained)
+      return loss(self.cross_entropy, params, tokens_T, length, key)
+
+    value, gradient = jax.value_and_grad(objective)(trained)
+    updates, moments = self.optimizer.update(gradient, moments, trained)
+    trained = jax.tree.map(jnp.add, trained, updates)
+    return (trained, moments), jnp.where(length > 1, value, jnp.nan)
+
+  def score(
+    self, frozen, state: State, tokens_T, targets_T, weights_T
+  ) -> jax.Array:
+    """sum(weights * log-likelihood of the targets) by the adapted model."""
+    params = trainable.combine(frozen, state[0])
+    return -self.cross_entropy(
+      params, tokens_T[None], targets_T[None], weights_T[None]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,8 +194,9 @@ class Outcome:
     train_loss: mean loss of each neighbour's steps, nats a token; 0 where it
       has no step, NaN where one of them had no target.
     steps: of each neighbour.
-    adapt_seconds: in training steps.
-    score_seconds: in scoring.
+    adapt_seconds: in training steps; of a step that several documents took
+      together, an equal part.
+    score_seconds: in scoring, likewise.
   """
 
   at: list[int]
@@ -183,79 +205,3 @@ class Outcome:
   steps: list[int]
   adapt_seconds: float
   score_seconds: float
-
-
-def run(
-  program: Program,
-  params,
-  document: Sequence[rolling.Window],
-  neighbors: Sequence[Sequence[Sequence[int]]],
-  counts: Collection[int],
-  *,
-  carried=None,
-  key: jax.Array | None = None,
-) -> tuple[Outcome, object]:
-  """Scores a document, adapts to its neighbours one by one, scores again.
-
-  Args:
-    program: the compiled pieces.
-    params: of the base model; they stay as they are.
-    document: the windows to score.
-    neighbors: the training windows of each neighbour, nearest first.
-    counts: after how many neighbours to score; 0 is the model before it
-      adapts. Counts above the number of neighbours are not reached.
-    carried: the state that the document before left behind, used up; None at
-      the beginning, or where nothing is carried on.
-    key: of dropout, each step folding in its number; None: no dropout.
-
-  Returns:
-    What happened, and the state for the next document; None where nothing is
-    carried on.
-  """
-  clock = _Clock()
-  at, log_likelihood, train_loss, steps = [], [], [], []
-
-  def score(count, params):
-    if count in counts:
-      at.append(count)
-      log_likelihood.append(program.score(params, document))
-      clock.stop('score')
-
-  state = None
-  if carried is not None:
-    state = program.renew(params, carried)
-  elif neighbors:
-    state = program.start(params)
-  jax.block_until_ready(state)
-  clock.stop('adapt')
-  score(0, params if state is None else state[0])
-  for count, windows_ in enumerate(neighbors, 1):
-    losses = []
-    for window in windows_:
-      number = sum(steps) + len(losses)
-      step_key = None if key is None else jax.random.fold_in(key, number)
-      state, value = program.step(state, *program.pad(window), step_key)
-      losses.append(value)
-    train_loss.append(float(np.mean(losses)) if losses else 0.0)
-    steps.append(len(losses))
-    jax.block_until_ready(state)
-    clock.stop('adapt')
-    score(count, state[0])
-  seconds = clock.seconds
-  outcome = Outcome(
-    at, log_likelihood, train_loss, steps, seconds['adapt'], seconds['score']
-  )
-  return outcome, state if program.settings.carries else None
-
-
-class _Clock:
-  """Charges the time since the last stop to what is stopped."""
-
-  def __init__(self):
-    self.seconds = {'adapt': 0.0, 'score': 0.0}
-    self._since = time.monotonic()
-
-  def stop(self, name: str) -> None:
-    now = time.monotonic()
-    self.seconds[name] += now - self._since
-    self._since = now

@@ -9,27 +9,28 @@ from tttnn import settings
 
 
 class Results:
-  """`results.jsonl` of a work directory, which a rerun continues.
+  """`NAME.jsonl` of a directory, which a rerun continues.
 
   Attributes:
     rows: by doc_id, those of earlier runs and of this one.
   """
 
-  def __init__(self, workdir: str, identity: dict):
+  def __init__(self, workdir: str, identity: dict, name: str = 'results'):
     """Opens the file; a torn last line is dropped.
 
     Args:
-      workdir: where `results.jsonl` is.
+      workdir: where the file is.
       identity: what the rows depend on, flat and JSON-ready; kept beside them
-        as `results.config.json`.
+        as `NAME.config.json`.
+      name: of the file, without its ending.
 
     Raises:
       ValueError: if the rows there depend on something else (which is shown),
         or a line but the last is not JSON.
     """
-    self._path = os.path.join(workdir, 'results.jsonl')
+    self._path = os.path.join(workdir, f'{name}.jsonl')
     self.rows = {}
-    about = os.path.join(workdir, 'results.config.json')
+    about = os.path.join(workdir, f'{name}.config.json')
     identity = json.loads(json.dumps(identity))
     if os.path.exists(self._path) and os.path.exists(about):
       with open(about, encoding='utf-8') as file:
@@ -37,7 +38,7 @@ class Results:
       if differ:
         raise ValueError(
           f'{workdir} holds results of another run ({differ}): take another '
-          '--workdir, or delete its results.jsonl'
+          f'--workdir, or delete its {name}.jsonl'
         )
       self._read()
     files.write_if_changed(

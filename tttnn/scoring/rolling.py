@@ -6,15 +6,10 @@ one token of context, and the last, partial window is given as much context as
 fits.
 """
 
-from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-
-from tttnn.corpus import buckets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,38 +45,13 @@ def windows(tokens: Sequence[int], context: int, start: int) -> list[Window]:
   return cut
 
 
-def scorer(
-  apply: Callable, context: int
-) -> Callable[[object, Sequence[Window]], float]:
-  """A compiled (params, windows) -> log-likelihood in nats.
+def pad(window: Window, size: int) -> tuple[np.ndarray, ...]:
+  """(tokens [T], targets [T], weights [T]) with T = size.
 
-  Args:
-    apply: (params, tokens_BxT, targets_BxT) -> log-likelihood [B, T].
-    context: L.
-
-  Returns:
-    A function that sums a window in float32 and the windows in double.
+  The weight of what is scored is 1, of the rest 0.
   """
-
-  @jax.jit
-  def window_log_likelihood(params, tokens_T, targets_T, weights_T):
-    scores_T = apply(params, tokens_T[None], targets_T[None])[0]
-    return jnp.sum(scores_T * weights_T)
-
-  def score(params, cut: Sequence[Window]) -> float:
-    sums = [
-      window_log_likelihood(params, *_pad(window, context)) for window in cut
-    ]
-    return float(sum(np.float64(s) for s in sums))
-
-  return score
-
-
-def _pad(window: Window, context: int) -> tuple[np.ndarray, ...]:
-  """(tokens [T], targets [T], weights [T]) with T a bucket's length."""
   used = len(window.inputs)
   scored = slice(used - len(window.targets), used)
-  size = buckets.padded(used, context)
   tokens, targets = np.zeros((2, size), np.int32)
   weights = np.zeros(size, np.float32)
   tokens[:used] = window.inputs

@@ -1,0 +1,276 @@
+"""Goes on with prompts, before and after adapting to their neighbours.
+
+The prompt is the query. Both texts are written with the same random numbers, so
+that what differs between them comes from the weights alone.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import os
+import shutil
+
+import jax
+import tqdm
+
+from tttnn import checkpoint
+from tttnn import device
+from tttnn import estimate
+from tttnn import language_model
+from tttnn.corpus import documents as documents_lib
+from tttnn.corpus import jsonl
+from tttnn.corpus import tokenizer as tokenizer_lib
+from tttnn.jobs import neighbors
+from tttnn.jobs import trial
+from tttnn.methods import generate
+from tttnn.methods import pool as pool_lib
+from tttnn.methods import schedule
+from tttnn.methods import select
+from tttnn.scoring import results as results_lib
+
+METHODS = ('base', 'ttt')
+
+
+def run(config, workdir: str) -> None:
+  """The job; `workdir` is not used.
+
+  Raises:
+    ValueError: for a wrong setting, model, prompt, store or server; a file of
+      texts that were written with other settings.
+  """
+  del workdir
+  sampling = _sampling(config)
+  documents = _documents(config)
+  if config.dry_run:
+    _dry_run(config, sampling, documents)
+    return
+  results = _results(config)
+  done = results.rows if results else {}
+  todo = [d for d in documents if d.doc_id not in done]
+  print(
+    f'generate: {len(documents)} prompts, {len(documents) - len(todo)} done'
+  )
+  if todo:
+    device.keep_compiled_programs()
+    model = _model(config)
+    prompts = _prompts(model, sampling, todo)
+    with neighbors.finder(config, documents, done) as find:
+      rows = _rows(config, model, sampling, find, todo, prompts)
+      quiet = results is None or len(todo) == 1
+      for row in tqdm.tqdm(
+        rows, total=len(todo), desc='generate', unit=' prompts', disable=quiet
+      ):
+        if results:
+          results.append(row)
+        if quiet:
+          _show(row)
+  if results:
+    results.close()
+    print(f'generate: {config.generate.output}')
+
+
+def _sampling(config) -> generate.Sampling:
+  """How tokens are chosen, after a look at the other settings."""
+  if config.method not in METHODS:
+    raise ValueError(f'method={config.method!r} is not one of {METHODS}')
+  section = config.generate
+  if bool(section.prompt) == bool(section.input):
+    raise ValueError(
+      'generate needs either generate.prompt or generate.input; they are '
+      f'{section.prompt!r} and {section.input!r}'
+    )
+  return generate.Sampling(
+    section.max_tokens, section.temperature, section.top_k, section.top_p
+  )
+
+
+def _documents(config) -> list[documents_lib.Document]:
+  if config.generate.prompt:
+    return [documents_lib.Document(0, '', config.generate.prompt)]
+  return documents_lib.read(config.generate.input)
+
+
+def _results(config) -> results_lib.Results | None:
+  """The file of texts, which a rerun continues; None: there is none."""
+  output = config.generate.output
+  if not output:
+    return None
+  directory, name = os.path.split(output)
+  stem, ending = os.path.splitext(name)
+  if ending != '.jsonl':
+    raise ValueError(f'generate.output={output!r} does not end in .jsonl')
+  identity = _identity(config)
+  os.makedirs(directory or '.', exist_ok=True)
+  return results_lib.Results(directory or '.', identity, stem)
+
+
+def _identity(config) -> dict:
+  """What a row depends on, flat: settings, and digests of what is read."""
+  section = config.generate.to_dict()
+  del section['output']
+  if section['input']:
+    section['input'] = jsonl.digest(section['input'])
+  chosen = {f'generate.{key}': value for key, value in section.items()}
+  chosen |= {
+    'method': config.method,
+    'model': checkpoint.digest(config.model.path, config.model.revision),
+    'model.dtype': config.model.dtype,
+    'seed': config.seed,
+  }
+  if config.method == 'base':
+    return chosen
+  settings = config.ttt.to_dict()
+  del settings['batch_documents']  # One prompt at a time, whatever it says.
+  chosen |= {f'ttt.{key}': value for key, value in settings.items()}
+  return chosen | neighbors.identity(config)
+
+
+def _model(config) -> language_model.LanguageModel:
+  model = language_model.load(config)
+  settings = model.adaptation.settings
+  if settings.carries and config.method != 'base':
+    raise ValueError(
+      'generate adapts to each prompt afresh, which does not go with '
+      f'ttt.optimizer_state={settings.optimizer_state!r} and '
+      f'ttt.reset_weights={settings.reset_weights}'
+    )
+  if model.mesh and model.mesh.shape['data'] > 1:
+    raise ValueError(
+      'generate adapts to one prompt at a time, which does not go with '
+      f'mesh.data={model.mesh.shape["data"]}: spread the weights by mesh.model'
+    )
+  return model
+
+
+def _prompts(
+  model: language_model.LanguageModel,
+  sampling: generate.Sampling,
+  documents: Sequence[documents_lib.Document],
+) -> dict[str | int, list[int]]:
+  """The tokens of each prompt, by doc_id; an empty one begins a text."""
+  encoded = tokenizer_lib.encode(model.tokenizer, [d.text for d in documents])
+  prompts = {
+    document.doc_id: tokens or [model.start]
+    for document, tokens in zip(documents, encoded, strict=True)
+  }
+  generate.check(prompts, model.context, sampling.max_tokens)
+  return prompts
+
+
+def _rows(
+  config,
+  model: language_model.LanguageModel,
+  sampling: generate.Sampling,
+  find: neighbors.Find,
+  documents: Sequence[documents_lib.Document],
+  prompts: Mapping[str | int, list[int]],
+) -> Iterator[dict]:
+  """One prompt after another, from its text to its row."""
+  write_tokens = _writer(model, sampling)
+  pool = model.pool() if config.method != 'base' else None
+  for document in documents:
+    number = neighbors.number(document)
+    key = jax.random.fold_in(jax.random.key(config.seed), number)
+
+    def write(params, tokens=prompts[document.doc_id], key=key):
+      (written,) = write_tokens(params, [tokens], key[None])
+      if written is None:  # The logits were not finite.
+        return None
+      return tokenizer_lib.decode(model.tokenizer, written)
+
+    row = {
+      'doc_id': document.doc_id,
+      'prompt': document.text,
+      'before': write(model.params),
+      'after': None,
+      'neighbors': [],
+    }
+    if pool:
+      chosen = select.within(
+        find(model.case(document, 'whole', 0)),
+        minimum=config.retrieval.min_distance,
+        maximum=config.retrieval.max_distance,
+      )
+      windows = model.trained([neighbor.text for neighbor in chosen])
+      row['after'] = write(_adapt(pool, windows, number))
+      row['neighbors'] = [{'id': n.id, 'distance': n.distance} for n in chosen]
+    yield row
+
+
+def _writer(model: language_model.LanguageModel, sampling: generate.Sampling):
+  return generate.compile_writer(
+    model.model.init_cache,
+    model.model.decode,
+    sampling,
+    context=model.context,
+    end=model.start,
+  )
+
+
+def _adapt(pool: pool_lib.Pool, windows: list[list[list[int]]], number: int):
+  """The parameters after a step on each window of each neighbour."""
+  for _ in pool.run([schedule.Work('', [], windows, (), number)]):
+    pass
+  return pool.adapted()
+
+
+def _show(row: dict) -> None:
+  """The prompt, and below it the texts side by side."""
+  width = shutil.get_terminal_size((100, 0)).columns
+  print(f'\ndoc_id {row["doc_id"]}')
+  print(*_lines(row['prompt'], width), sep='\n')
+  print()
+  if row['after'] is None and not row['neighbors']:
+    print('before', *_lines(row['before'], width), sep='\n')
+    return
+  distances = [neighbor['distance'] for neighbor in row['neighbors']]
+  after = f'after {len(distances)} neighbours'
+  if distances:
+    after += f' ({min(distances):.4f} to {max(distances):.4f})'
+  half = max(10, (width - 3) // 2)
+  left = ['before', '-' * half, *_lines(row['before'], half)]
+  right = [after, '-' * half, *_lines(row['after'], half)]
+  for number in range(max(len(left), len(right))):
+    one, other = (
+      side[number] if number < len(side) else '' for side in (left, right)
+    )
+    print(f'{one:<{half}} | {other}'.rstrip())
+
+
+def _lines(text: str | None, width: int) -> list[str]:
+  """A text broken at `width`, as it may be shown on a terminal."""
+  if text is None:
+    return ['(the logits are not finite)']
+  lines = []
+  for line in text.expandtabs(4).rstrip().split('\n'):
+    line = ''.join(c if c.isprintable() else '\ufffd' for c in line)
+    pieces = [line[i : i + width] for i in range(0, len(line), width)]
+    lines += pieces or ['']
+  return lines
+
+
+def _dry_run(config, sampling: generate.Sampling, documents) -> None:
+  """Writes one text as long as they get, and tries training steps."""
+  model = _model(config)
+  longest = max(_prompts(model, sampling, documents).values(), key=len)
+  write, keys_B = (
+    _writer(model, sampling),
+    jax.random.split(jax.random.key(0), 1),
+  )
+  compiling, each = estimate.timed(
+    lambda: len(write(model.params, [longest], keys_B))
+  )
+  steps, seconds = 0, compiling + each * len(documents)
+  memory = estimate.num_bytes(model.params)
+  if config.method != 'base':
+    pool = model.pool()
+    steps, training = trial.training(config, model, pool, documents)
+    seconds += each * len(documents) + training
+    memory = pool.memory(model.adaptation.settings.max_length)
+  estimate.show(
+    f'generate ({config.method})',
+    documents=len(documents),
+    steps=steps,
+    memory=memory,
+    seconds=seconds,
+  )

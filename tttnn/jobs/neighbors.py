@@ -1,0 +1,157 @@
+"""Where the neighbours of a run come from: nowhere, a file or a served store.
+
+What the jobs that adapt have in common.
+"""
+
+from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Iterator
+from collections.abc import Sequence
+import contextlib
+import itertools
+import zlib
+
+from tttnn.corpus import documents as documents_lib
+from tttnn.corpus import jsonl
+from tttnn.datastore import embed
+from tttnn.datastore import replay as replay_lib
+from tttnn.datastore import retrieve
+from tttnn.datastore import store as store_lib
+
+_SAMPLE = 64  # Texts that an estimate looks at.
+
+Find = Callable[[documents_lib.Case], list[retrieve.Neighbor]]
+
+
+@contextlib.contextmanager
+def finder(
+  config,
+  documents: Sequence[documents_lib.Document],
+  done: Collection[str | int],
+) -> Iterator[Find]:
+  """Finds a case's neighbours, nearest first, for the length of a context.
+
+  Args:
+    config: its method, retrieval, store, embedder and serve sections.
+    documents: all that will be asked for.
+    done: ids of those whose neighbours an earlier run has saved.
+
+  Raises:
+    ValueError: for a wrong setting, store, server or file of neighbours.
+  """
+  if config.method == 'base':
+    yield lambda case: []
+    return
+  k = config.retrieval.neighbors
+  with contextlib.ExitStack() as stack:
+    if config.retrieval.replay:
+      replay = _replay(config, documents)
+
+      def find(case):
+        return replay(case.document.doc_id, k)
+    else:
+      find = _search(config, stack)
+    if config.retrieval.save:
+      saver = replay_lib.Saver(config.retrieval.save, done)
+      stack.callback(saver.close)
+      find = _saving(find, saver)
+    yield find
+
+
+def identity(config) -> dict:
+  """What the neighbours depend on, flat: settings, and digests of what is read.
+
+  Raises:
+    ValueError: if neither a store nor a file of neighbours is named.
+  """
+  chosen = {
+    f'retrieval.{key}': value
+    for key, value in config.retrieval.items()
+    if key != 'save'
+  }
+  if config.retrieval.replay:
+    chosen['retrieval.replay'] = jsonl.digest(config.retrieval.replay)
+  else:
+    chosen['store'] = open_store(config).fingerprint()
+  return chosen
+
+
+def open_store(config) -> store_lib.Store:
+  """The store of the run.
+
+  Raises:
+    ValueError: if none is named, or it is not there.
+  """
+  if not config.store.path:
+    raise ValueError(
+      f'method={config.method!r} needs store.path (what `build` made) or '
+      'retrieval.replay'
+    )
+  return store_lib.open(config.store.path)
+
+
+def number(document: documents_lib.Document) -> int:
+  """What a document's random numbers are made of, whatever its company."""
+  return zlib.crc32(repr(document.doc_id).encode())
+
+
+def sample(config, documents: Sequence[documents_lib.Document]) -> list[str]:
+  """Texts that stand for neighbours in an estimate, before anything is found.
+
+  Those of a file of neighbours, or spread over corpus.train or the store.
+  """
+  if config.retrieval.replay:
+    replay = _replay(config, documents)
+    found = (
+      neighbor.text
+      for document in documents
+      for neighbor in replay(document.doc_id, config.retrieval.neighbors)
+    )
+    return list(itertools.islice(found, _SAMPLE))
+  if config.corpus.train:
+    corpus = jsonl.read(jsonl.expand(config.corpus.train))
+  else:
+    corpus = open_store(config).corpus
+  count = min(_SAMPLE, len(corpus))
+  return [corpus.text(i * len(corpus) // count) for i in range(count)]
+
+
+def _replay(config, documents) -> replay_lib.Replay:
+  replay = replay_lib.Replay(
+    config.retrieval.replay, lambda: open_store(config).corpus
+  )
+  replay.require(document.doc_id for document in documents)
+  return replay
+
+
+def _search(config, stack: contextlib.ExitStack) -> Find:
+  k = config.retrieval.neighbors
+  rows = open_store(config).manifest.searchable
+  if k > rows:
+    raise ValueError(
+      f'retrieval.neighbors={k}, but the store {config.store.path} has {rows} '
+      'documents'
+    )
+  retriever = stack.enter_context(
+    retrieve.connect(
+      config.store.path,
+      embed.load(**config.embedder),
+      address=config.store.address,
+      threads=config.serve.threads,
+    )
+  )
+
+  def find(case):
+    own = [case.document.text] if config.retrieval.exclude_self else None
+    return retriever([case.query], k, exclude=own)[0]
+
+  return find
+
+
+def _saving(find: Find, saver: replay_lib.Saver) -> Find:
+  def find_and_save(case):
+    neighbors = find(case)
+    saver.append(case.document.doc_id, neighbors)
+    return neighbors
+
+  return find_and_save

@@ -1,0 +1,50 @@
+"""Trials on the device, from which `dry_run` tells what adapting would take."""
+
+import collections
+from collections.abc import Iterable
+from collections.abc import Sequence
+
+from tttnn import estimate
+from tttnn import language_model
+from tttnn.corpus import buckets
+from tttnn.corpus import documents as documents_lib
+from tttnn.jobs import neighbors
+from tttnn.methods import pool as pool_lib
+from tttnn.methods import schedule
+
+
+def training(
+  config,
+  model: language_model.LanguageModel,
+  pool: pool_lib.Pool,
+  documents: Sequence[documents_lib.Document],
+) -> tuple[int, float]:
+  """(training steps, seconds) of adapting to each document's neighbours.
+
+  Counts the windows of a sample of texts, and tries each of their sizes.
+  """
+  texts = neighbors.sample(config, documents)
+  windows = [window for cut in model.trained(texts) for window in cut]
+  scale = len(documents) * config.retrieval.neighbors / max(1, len(texts))
+  seconds = 0.0
+  for size, count in sizes(windows, model.adaptation.settings.max_length):
+    work = schedule.Work('', [], [[[model.start] * size]], ())
+    compiling, each = timed(pool, work)
+    seconds += compiling + each * count * scale
+  return round(len(windows) * scale), seconds
+
+
+def sizes(
+  windows: Iterable[Sequence[int]], longest: int
+) -> Iterable[tuple[int, int]]:
+  """(padded length, windows of it)."""
+  padded = (buckets.padded(len(window), longest) for window in windows)
+  return collections.Counter(padded).items()
+
+
+def timed(pool: pool_lib.Pool, work: schedule.Work) -> tuple[float, float]:
+  """(extra seconds of the first run, seconds a document) of a full pool."""
+  extra, seconds = estimate.timed(
+    lambda: len(list(pool.run([work] * pool.slots)))
+  )
+  return extra, seconds / pool.slots

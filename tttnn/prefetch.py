@@ -1,0 +1,28 @@
+"""Makes the next items while the present ones are used."""
+
+import collections
+from collections.abc import Iterable
+from collections.abc import Iterator
+from concurrent import futures
+from typing import TypeVar
+
+Item = TypeVar('Item')
+
+
+def prefetch(items: Iterable[Item], ahead: int) -> Iterator[Item]:
+  """Yields `items` in order, made up to `ahead` of them early by a thread.
+
+  What making an item raises is raised where the item would have been yielded.
+  Closing the iterator waits for the item that is being made.
+  """
+  source, end = iter(items), object()
+  with futures.ThreadPoolExecutor(1) as executor:
+    made = collections.deque(
+      executor.submit(next, source, end) for _ in range(ahead)
+    )
+    try:
+      while (item := made.popleft().result()) is not end:
+        made.append(executor.submit(next, source, end))
+        yield item
+    finally:
+      executor.shutdown(cancel_futures=True)
