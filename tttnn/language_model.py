@@ -1,6 +1,8 @@
 """The causal LM of a run: tokenizer, parameters, and how it adapts."""
 
 from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Sequence
 import dataclasses
 
 import jax
@@ -11,7 +13,9 @@ from tttnn import estimate
 from tttnn import sharding
 from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import tokenizer as tokenizer_lib
+from tttnn.methods import generate
 from tttnn.methods import pool as pool_lib
+from tttnn.methods import schedule
 from tttnn.methods import trainable as trainable_lib
 from tttnn.methods import ttt
 from tttnn.models import model as model_lib
@@ -66,6 +70,54 @@ class LanguageModel:
       ttt.windows(tokens, self.adaptation.settings)
       for tokens in tokenizer_lib.encode(self.tokenizer, texts)
     ]
+
+  def work(
+    self,
+    text: str,
+    neighbors: Sequence[str],
+    counts: Collection[int],
+    number: int = 0,
+  ) -> schedule.Work:
+    """A text to score whole, with its neighbours' texts, nearest first.
+
+    `counts` and `number` as of `schedule.Work`, whose key is the text.
+    """
+    (tokens,) = tokenizer_lib.encode(self.tokenizer, [text])
+    return schedule.Work(
+      key=text,
+      document=rolling.windows(tokens, self.context, self.start),
+      neighbors=self.trained(list(neighbors)),
+      counts=counts,
+      number=number,
+    )
+
+  def prompt(self, text: str) -> list[int]:
+    """Tokens to go on from; of an empty text, the start of one."""
+    (tokens,) = tokenizer_lib.encode(self.tokenizer, [text])
+    return tokens or [self.start]
+
+  def writer(self, sampling: generate.Sampling) -> Callable[..., str | None]:
+    """Compiles, at first use, (params, text, key=None) -> how the text goes on.
+
+    None where the model's logits are not finite. Raises ValueError where the
+    text and what is to be written exceed the context.
+    """
+    write_tokens = generate.compile_writer(
+      self.model.init_cache,
+      self.model.decode,
+      sampling,
+      context=self.context,
+      end=self.start,
+    )
+
+    def write(params, text: str, key: jax.Array | None = None) -> str | None:
+      key = jax.random.key(self.adaptation.seed) if key is None else key
+      (written,) = write_tokens(params, [self.prompt(text)], key[None])
+      if written is None:
+        return None
+      return tokenizer_lib.decode(self.tokenizer, written)
+
+    return write
 
   def pool(
     self,

@@ -31,7 +31,11 @@ class Neighbor:
 
 @contextlib.contextmanager
 def connect(
-  store_path: str, embedder: embed.Embedder, *, address: str, threads: int
+  store_path: str,
+  embedder: embed.Embedder,
+  *,
+  address: str = '',
+  threads: int = 0,
 ) -> Iterator['Retriever']:
   """A retriever over the server of a store, for the length of a context.
 

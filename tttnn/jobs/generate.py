@@ -5,7 +5,6 @@ that what differs between them comes from the weights alone.
 """
 
 from collections.abc import Iterator
-from collections.abc import Mapping
 from collections.abc import Sequence
 import os
 import shutil
@@ -19,7 +18,6 @@ from tttnn import estimate
 from tttnn import language_model
 from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import jsonl
-from tttnn.corpus import tokenizer as tokenizer_lib
 from tttnn.jobs import neighbors
 from tttnn.jobs import trial
 from tttnn.methods import generate
@@ -53,9 +51,9 @@ def run(config, workdir: str) -> None:
   if todo:
     device.keep_compiled_programs()
     model = _model(config)
-    prompts = _prompts(model, sampling, todo)
+    _check(model, sampling, todo)
     with neighbors.finder(config, documents, done) as find:
-      rows = _rows(config, model, sampling, find, todo, prompts)
+      rows = _rows(config, model, sampling, find, todo)
       quiet = results is None or len(todo) == 1
       for row in tqdm.tqdm(
         rows, total=len(todo), desc='generate', unit=' prompts', disable=quiet
@@ -142,19 +140,14 @@ def _model(config) -> language_model.LanguageModel:
   return model
 
 
-def _prompts(
+def _check(
   model: language_model.LanguageModel,
   sampling: generate.Sampling,
   documents: Sequence[documents_lib.Document],
-) -> dict[str | int, list[int]]:
-  """The tokens of each prompt, by doc_id; an empty one begins a text."""
-  encoded = tokenizer_lib.encode(model.tokenizer, [d.text for d in documents])
-  prompts = {
-    document.doc_id: tokens or [model.start]
-    for document, tokens in zip(documents, encoded, strict=True)
-  }
+) -> None:
+  """Raises ValueError for a prompt that leaves no room to write."""
+  prompts = {d.doc_id: model.prompt(d.text) for d in documents}
   generate.check(prompts, model.context, sampling.max_tokens)
-  return prompts
 
 
 def _rows(
@@ -163,25 +156,18 @@ def _rows(
   sampling: generate.Sampling,
   find: neighbors.Find,
   documents: Sequence[documents_lib.Document],
-  prompts: Mapping[str | int, list[int]],
 ) -> Iterator[dict]:
   """One prompt after another, from its text to its row."""
-  write_tokens = _writer(model, sampling)
+  write = model.writer(sampling)
   pool = model.pool() if config.method != 'base' else None
   for document in documents:
     number = neighbors.number(document)
     key = jax.random.fold_in(jax.random.key(config.seed), number)
 
-    def write(params, tokens=prompts[document.doc_id], key=key):
-      (written,) = write_tokens(params, [tokens], key[None])
-      if written is None:  # The logits were not finite.
-        return None
-      return tokenizer_lib.decode(model.tokenizer, written)
-
     row = {
       'doc_id': document.doc_id,
       'prompt': document.text,
-      'before': write(model.params),
+      'before': write(model.params, document.text, key),
       'after': None,
       'neighbors': [],
     }
@@ -192,19 +178,10 @@ def _rows(
         maximum=config.retrieval.max_distance,
       )
       windows = model.trained([neighbor.text for neighbor in chosen])
-      row['after'] = write(_adapt(pool, windows, number))
+      adapted = _adapt(pool, windows, number)
+      row['after'] = write(adapted, document.text, key)
       row['neighbors'] = [{'id': n.id, 'distance': n.distance} for n in chosen]
     yield row
-
-
-def _writer(model: language_model.LanguageModel, sampling: generate.Sampling):
-  return generate.compile_writer(
-    model.model.init_cache,
-    model.model.decode,
-    sampling,
-    context=model.context,
-    end=model.start,
-  )
 
 
 def _adapt(pool: pool_lib.Pool, windows: list[list[list[int]]], number: int):
@@ -252,14 +229,10 @@ def _lines(text: str | None, width: int) -> list[str]:
 def _dry_run(config, sampling: generate.Sampling, documents) -> None:
   """Writes one text as long as they get, and tries training steps."""
   model = _model(config)
-  longest = max(_prompts(model, sampling, documents).values(), key=len)
-  write, keys_B = (
-    _writer(model, sampling),
-    jax.random.split(jax.random.key(0), 1),
-  )
-  compiling, each = estimate.timed(
-    lambda: len(write(model.params, [longest], keys_B))
-  )
+  _check(model, sampling, documents)
+  longest = max((d.text for d in documents), key=lambda x: len(model.prompt(x)))
+  write = model.writer(sampling)
+  compiling, each = estimate.timed(lambda: write(model.params, longest))
   steps, seconds = 0, compiling + each * len(documents)
   memory = estimate.num_bytes(model.params)
   if config.method != 'base':

@@ -23,9 +23,9 @@ class Sampling:
   """How a token is chosen; fields as `generate` of `configs/base.py`."""
 
   max_tokens: int
-  temperature: float
-  top_k: int
-  top_p: float
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
 
   def __post_init__(self):
     if self.max_tokens < 1:
