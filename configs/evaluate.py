@@ -1,7 +1,7 @@
 """Evaluate a method on documents: evaluate.py:ttt, or evaluate.py:base.
 
-evaluate.py:ttt,faithful behaves as the code of Hardt & Sun (2024) does, where
-the default is the clean way.
+evaluate.py:ttt,faithful behaves as the code of Hardt & Sun (2024) does;
+evaluate.py:ttt,clean, the clean way, is the default.
 
 python -m tttnn.main --config=configs/evaluate.py:ttt --workdir=/tmp/ttt \
   --config.model.path=/tmp/lm/export \
@@ -16,13 +16,17 @@ def get_config(variant='ttt'):
   config = base.get_config()
   config.job = 'evaluate'
   method, *preset = variant.split(',')
-  if method not in ('base', 'ttt') or preset not in ([], ['faithful']):
+  if method not in ('base', 'ttt') or preset not in (
+    [],
+    ['clean'],
+    ['faithful'],
+  ):
     raise ValueError(
       f'evaluate.py:{variant}: the variants are base and ttt, and behind a '
-      'comma faithful'
+      'comma clean (as without it) or faithful'
     )
   config.method = method
-  if preset:
+  if preset == ['faithful']:
     config.ttt.optimizer_state = 'carry'  # Q1
     config.ttt.weight_decay = 0.01  # Q2
     config.ttt.dropout = True  # Q4

@@ -67,11 +67,22 @@ def num_bytes(tree) -> int:
 
 
 def show(
-  job: str, *, documents: int, steps: int, memory: int, seconds: float
+  job: str,
+  *,
+  documents: int,
+  steps: int,
+  memory: int,
+  seconds: float,
+  at_once: int = 0,
 ) -> None:
-  """Prints the estimate of a job; `memory` is that of its arrays."""
+  """Prints the estimate of a job.
+
+  `memory` is that of its arrays; `at_once` of the documents go together.
+  """
   print(f'{job}: what a run would take')
   print(f'  documents       {documents:,}')
+  if at_once:
+    print(f'  at once         {at_once:,}')
   print(f'  steps           {steps:,}')
   print(f'  memory          {memory / 1e9:.2f} GB of arrays, and the process')
   print(f'  estimated time  {duration(seconds)} ({seconds / 3600:.3f} hours)')

@@ -283,4 +283,5 @@ def _dry_run(config, counts: set[int], documents) -> None:
     steps=steps,
     memory=memory,
     seconds=seconds,
+    at_once=pool.slots,
   )
