@@ -110,7 +110,9 @@ class Pool:
     out = self._placements()
     in_place = functools.partial(jax.jit, donate_argnums=0)
     self._enter = in_place(self._enter_row, static_argnums=3, out_shardings=out)
-    self._step = in_place(self._step_rows, out_shardings=out and (out, None))
+    # Apart from the gradient, which is a program for each length of windows.
+    self._update = in_place(self._update_rows, out_shardings=out)
+    self._gradient = jax.jit(self._gradient_rows)
     self._score = jax.jit(self._score_rows)
     self.state = jax.jit(self._start_rows, out_shardings=out)(trained)
 
@@ -171,17 +173,13 @@ class Pool:
     """
     group = schedule.Group('step', size)
     rows = self._rows(group, self._widths[-1], [[]] * self._shards)
-    about = (
-      self._step.lower(self.state, self._frozen, *rows)
-      .compile()
-      .memory_analysis()
+    gradient = self._gradient.lower(self.state, self._frozen, *rows)
+    shapes, _ = jax.eval_shape(
+      self._gradient_rows, self.state, self._frozen, *rows
     )
-    return (
-      about.argument_size_in_bytes
-      + about.output_size_in_bytes
-      + about.temp_size_in_bytes
-      - about.alias_size_in_bytes
-    )
+    update = self._update.lower(self.state, shapes, rows[0])
+    frozen = sum(x.nbytes for x in jax.tree.leaves(self._frozen))
+    return max(_memory(gradient), _memory(update) + frozen)
 
   def _admit(self, work: schedule.Work, shard: int, slot: int) -> None:
     if (shard, slot) in self._taken:
@@ -202,7 +200,8 @@ class Pool:
       self._compiled.add(what)
     begin = time.monotonic()
     if group.kind == 'step':
-      self.state, values_DxR = self._step(self.state, self._frozen, *rows)
+      gradient, values_DxR = self._gradient(self.state, self._frozen, *rows)
+      self.state = self._update(self.state, gradient, rows[0])
     else:
       values_DxR = self._score(self.state, self._frozen, *rows)
     taken = [
@@ -265,17 +264,21 @@ class Pool:
     rows = self._take(state, slots_Dx1)
     return self._put(state, slots_Dx1, self._each(begin, 1)(trained, rows))
 
-  def _step_rows(
+  def _gradient_rows(
     self, state, frozen, slots_DxR, tokens_DxRxT, length_DxR, number_DxRx2
   ):
-    rows, loss_DxR = self._each(self._adaptation.step, 1)(
+    return self._each(self._adaptation.gradient, 1)(
       frozen,
       self._take(state, slots_DxR),
       tokens_DxRxT,
       length_DxR,
       number_DxRx2,
     )
-    return self._put(state, slots_DxR, rows), loss_DxR
+
+  def _update_rows(self, state, gradient, slots_DxR):
+    rows = self._take(state, slots_DxR)
+    rows = self._each(self._adaptation.update, 0)(rows, gradient)
+    return self._put(state, slots_DxR, rows)
 
   def _score_rows(
     self, state, frozen, slots_DxR, tokens_DxRxT, targets_DxRxT, weights_DxRxT
@@ -338,6 +341,17 @@ class Pool:
       (specs, moments),
       is_leaf=lambda x: isinstance(x, _P),
     )
+
+
+def _memory(lowered) -> int:
+  """Bytes that a program has at a time."""
+  about = lowered.compile().memory_analysis()
+  return (
+    about.argument_size_in_bytes
+    + about.output_size_in_bytes
+    + about.temp_size_in_bytes
+    - about.alias_size_in_bytes
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -145,10 +145,10 @@ class Adaptation:
       moments = self.optimizer.init(adapted)
     return adapted, moments
 
-  def step(
+  def gradient(
     self, frozen, state: State, tokens_T: jax.Array, length, number_2
-  ) -> tuple[State, jax.Array]:
-    """One AdamW step on a window: the state after it, and the loss before it.
+  ) -> tuple[Any, jax.Array]:
+    """Of the loss of a window, by what trains; and the loss.
 
     Args:
       frozen: what does not train.
@@ -159,7 +159,6 @@ class Adaptation:
       number_2: of the document and of the step in it; dropout's keys are made
         of them.
     """
-    trained, moments = state
     key = None
     if self.settings.dropout:
       key = jax.random.fold_in(jax.random.key(self.seed), number_2[0])
@@ -169,10 +168,14 @@ class Adaptation:
       params = trainable.combine(frozen, trained)
       return loss(self.cross_entropy, params, tokens_T, length, key)
 
-    value, gradient = jax.value_and_grad(objective)(trained)
+    value, gradient = jax.value_and_grad(objective)(state[0])
+    return gradient, jnp.where(length > 1, value, jnp.nan)
+
+  def update(self, state: State, gradient) -> State:
+    """An AdamW step: what trains and its moments after it."""
+    trained, moments = state
     updates, moments = self.optimizer.update(gradient, moments, trained)
-    trained = jax.tree.map(jnp.add, trained, updates)
-    return (trained, moments), jnp.where(length > 1, value, jnp.nan)
+    return jax.tree.map(jnp.add, trained, updates), moments
 
   def score(
     self, frozen, state: State, tokens_T, targets_T, weights_T
