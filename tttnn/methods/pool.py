@@ -108,13 +108,17 @@ class Pool:
     self._on_compile, self._compiled = on_compile, set()
     self._taken = set()  # Places that a document has been at.
     out = self._placements()
-    in_place = functools.partial(jax.jit, donate_argnums=0)
+    # Arrays take the places of those they follow, even of such as are not read:
+    # on CPU, fresh memory costs a page fault for each of its pages.
+    in_place = functools.partial(jax.jit, donate_argnums=0, keep_unused=True)
     self._enter = in_place(self._enter_row, static_argnums=3, out_shardings=out)
     # Apart from the gradient, which is a program for each length of windows.
     self._update = in_place(self._update_rows, out_shardings=out)
-    self._gradient = jax.jit(self._gradient_rows)
+    self._gradient = in_place(self._gradient_rows)
     self._score = jax.jit(self._score_rows)
     self.state = jax.jit(self._start_rows, out_shardings=out)(trained)
+    # The gradient before; where there is one place, all have the same shape.
+    self._spent = jax.tree.map(jnp.copy, self.state[0]) if slots == 1 else None
 
   def run(
     self, works: Iterable[schedule.Work]
@@ -173,10 +177,9 @@ class Pool:
     """
     group = schedule.Group('step', size)
     rows = self._rows(group, self._widths[-1], [[]] * self._shards)
-    gradient = self._gradient.lower(self.state, self._frozen, *rows)
-    shapes, _ = jax.eval_shape(
-      self._gradient_rows, self.state, self._frozen, *rows
-    )
+    inputs = (self._spent, self.state, self._frozen, *rows)
+    gradient = self._gradient.lower(*inputs)
+    shapes, _ = jax.eval_shape(self._gradient_rows, *inputs)
     update = self._update.lower(self.state, shapes, rows[0])
     frozen = sum(x.nbytes for x in jax.tree.leaves(self._frozen))
     return max(_memory(gradient), _memory(update) + frozen)
@@ -200,8 +203,11 @@ class Pool:
       self._compiled.add(what)
     begin = time.monotonic()
     if group.kind == 'step':
-      gradient, values_DxR = self._gradient(self.state, self._frozen, *rows)
+      gradient, values_DxR = self._gradient(
+        self._spent, self.state, self._frozen, *rows
+      )
       self.state = self._update(self.state, gradient, rows[0])
+      self._spent = gradient if self.slots == 1 else None
     else:
       values_DxR = self._score(self.state, self._frozen, *rows)
     taken = [
@@ -265,8 +271,16 @@ class Pool:
     return self._put(state, slots_Dx1, self._each(begin, 1)(trained, rows))
 
   def _gradient_rows(
-    self, state, frozen, slots_DxR, tokens_DxRxT, length_DxR, number_DxRx2
+    self,
+    spent,
+    state,
+    frozen,
+    slots_DxR,
+    tokens_DxRxT,
+    length_DxR,
+    number_DxRx2,
   ):
+    del spent  # Its memory is what is used.
     return self._each(self._adaptation.gradient, 1)(
       frozen,
       self._take(state, slots_DxR),
