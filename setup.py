@@ -30,6 +30,7 @@ setuptools.setup(
     'numpy>=2.0',
     'optax>=0.2.5',
     'orbax-checkpoint>=0.11',
+    'pyarrow',  # Corpora in .parquet and .zst; imported only for those.
     'safetensors',
     'tensorstore',
     'tokenizers',

@@ -45,10 +45,19 @@ def get_config() -> ml_collections.ConfigDict:
     max_length=0,
   )
   config.corpus = _section(
-    # JSONL files {"text", "meta"?}: comma-separated paths or globs.
+    # JSONL files {"text", "meta"?}: comma-separated paths or globs. Also
+    # .jsonl.zst, .jsonl.gz, and .parquet with columns of these names; so may
+    # eval.documents and query.input be.
     train='',
     validation='',
     test='',
+    # A malformed line stops the job, with its file and line: error. Or it is
+    # left out of training and of every search, and a store's manifest counts
+    # it: skip. Line numbers, which are the ids of documents, stay.
+    on_error='error',
+    # Where `build` writes what it maps of files that are compressed, once for
+    # all stores that name this directory; '': within the store.
+    cache='',
   )
   config.builtin = _section(
     # Of the `corpus` job, which writes the built-in corpus and tokenizers.
@@ -97,6 +106,13 @@ def get_config() -> ml_collections.ConfigDict:
   config.build = _section(
     block=1024,  # Documents between two points of resumption.
     batch_size=16,  # Documents embedded at once.
+    # Embed only a part, for many processes to build one store; once they are
+    # through, `build` without these writes index and manifest. A part is one
+    # file of corpus.train, counted from 0 (-1: all), and of these documents
+    # begin..end - 1, line numbers counted from 0 (end 0: the last).
+    shard=-1,
+    begin=0,
+    end=0,
   )
   config.serve = _section(
     threads=0,  # Of the search; 0: all cores.

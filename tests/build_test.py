@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import json
 import os
@@ -85,7 +86,7 @@ def test_a_store_holds_what_was_embedded(tmp_path, dtype):
     rows = np.array([6, 0, 3, 6])
     np.testing.assert_array_equal(store.vectors(i).gather(rows), expected[rows])
   names = {path.name for path in (tmp_path / 's').iterdir()}
-  assert names == {'manifest.json', 'offsets', 'vectors', 'index'}
+  assert names == {'manifest.json', 'offsets', 'checks', 'vectors', 'index'}
 
 
 def test_empty_texts_reach_the_embedder_as_a_space(tmp_path):
@@ -122,6 +123,16 @@ def test_two_builds_are_the_same_bytes(tmp_path, spec):
   assert str(tmp_path) not in a['s/manifest.json'].decode()
 
 
+def compress(path):
+  """Replaces a file by path.gz; returns that."""
+  with open(path, 'rb') as f:
+    data = gzip.compress(f.read(), mtime=0)
+  os.unlink(path)
+  with open(f'{path}.gz', 'wb') as f:
+    f.write(data)
+  return f'{path}.gz'
+
+
 # Builds in a child that dies at the n-th step that can be seen from Python:
 # before a file is opened for writing, renamed or removed, a directory is made,
 # or a block is embedded.
@@ -132,7 +143,7 @@ sys.path.insert(0, {tests!r})
 import build_test
 
 corpus, work, log = sys.argv[1:]
-paths = [os.path.join(corpus, name) for name in ('0.jsonl', '1.jsonl')]
+paths = [os.path.join(corpus, name) for name in ('0.jsonl', '1.jsonl.gz')]
 EVENTS = 'open', 'os.rename', 'os.remove', 'os.mkdir'
 
 
@@ -179,7 +190,8 @@ def test_killed_anywhere_and_resumed_is_the_same_bytes(tmp_path):
   corpus, work = tmp_path / 'corpus', tmp_path / 'work'
   corpus.mkdir()
   work.mkdir()
-  run(work / 'whole', write_corpus(corpus, (6, 3)), index=spec)
+  plain, other = write_corpus(corpus, (6, 3))
+  run(work / 'whole', [plain, compress(other)], index=spec)
   script = KILLED.format(
     root=str(ROOT), tests=os.path.dirname(__file__), spec=spec
   )
@@ -245,11 +257,14 @@ def test_other_arguments_are_refused(tmp_path, changed, message):
 def test_another_corpus_is_refused(tmp_path):
   paths = write_corpus(tmp_path)
   run(tmp_path / 's', paths)
-  with pytest.raises(ValueError, match='shards is .* there, .* now'):
+  message = r"path is '../0.jsonl' there, '../1.jsonl' now"
+  with pytest.raises(ValueError, match=message):
     run(tmp_path / 's', paths[::-1])
+  with pytest.raises(ValueError, match=r"\[1\].path is '.*' there, None now"):
+    run(tmp_path / 's', paths[:1])
   with open(paths[1], 'a') as f:
     f.write('{"text": "more"}\n')
-  with pytest.raises(ValueError, match='shards is .* there, .* now'):
+  with pytest.raises(ValueError, match=r'\[1\].bytes is 182 there, 199 now'):
     run(tmp_path / 's', paths)
   with pytest.raises(
     ValueError, match=r'1\.jsonl has .* the corpus has changed'
@@ -391,6 +406,7 @@ def test_damaged_stores_are_refused_by_name(tmp_path):
   whole = run(tmp_path / 'whole', write_corpus(tmp_path)).directory
   damage = {
     'offsets/01.npy': r'offsets/01\.npy cannot be read',
+    'checks/01.npy': r'checks/01\.npy cannot be read',
     'index/00.faiss': r'index/00\.faiss has \d+ bytes, but \d+ are needed',
     'manifest.json': r'manifest\.json is not JSON',
   }
@@ -408,9 +424,9 @@ def test_damaged_stores_are_refused_by_name(tmp_path):
     store_lib.open(copy)
   copy = shutil.copytree(whole, tmp_path / 'version')
   text = (copy / 'manifest.json').read_text()
-  new = text.replace('"version": 1', '"version": 2')
+  new = text.replace('"version": 2', '"version": 3')
   (copy / 'manifest.json').write_text(new)
-  with pytest.raises(ValueError, match='version 2, this program 1'):
+  with pytest.raises(ValueError, match='version 3, this program 2'):
     store_lib.open(copy)
   copy = shutil.copytree(whole, tmp_path / 'vectors')
   store = store_lib.open(copy)

@@ -23,3 +23,19 @@ def test_an_equal_file_is_left_alone(tmp_path):
   assert path.stat().st_mtime_ns == stamp
   assert files.write_if_changed(str(path), 'two')
   assert path.read_text() == 'two'
+
+
+def test_once_is_whole_or_not_at_all(tmp_path):
+  path = tmp_path / 'a'
+
+  def fail(file):
+    file.write(b'half')
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    files.write_once(str(path), fail)
+  assert not path.exists() and not (tmp_path / 'a.tmp').exists()
+  files.write_once(str(path), lambda file: file.write(b'first'))
+  files.write_once(str(path), lambda file: file.write(b'second'))
+  assert path.read_bytes() == b'first'
+  assert list(tmp_path.iterdir()) == [path]

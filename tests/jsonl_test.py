@@ -1,5 +1,6 @@
 import json
 import os
+import zlib
 
 import numpy as np
 import pytest
@@ -47,6 +48,16 @@ def test_offsets_equal_a_plain_count(tmp_path, monkeypatch):
       assert found.tolist() == expected.tolist()
 
 
+def test_checksums_are_those_of_the_lines(tmp_path):
+  path = tmp_path / 'a.jsonl'
+  for data in (b'', b'a\n\nbc', b'a\nbc\n'):
+    path.write_bytes(data)
+    found = jsonl.checksums(str(path), jsonl.scan(str(path)))
+    assert found.dtype == np.uint32
+    expected = [zlib.crc32(line) for line in data.splitlines(keepends=True)]
+    assert found.tolist() == expected
+
+
 @pytest.mark.parametrize(
   'line, why',
   [
@@ -60,6 +71,8 @@ def test_offsets_equal_a_plain_count(tmp_path, monkeypatch):
     (b'{"text": "\xff"}', 'invalid UTF-8'),
     (b'\xef\xbb\xbf{"text": "a"}', 'malformed JSON: Unexpected UTF-8 BOM'),
     (b'{"text": "\\ud800"}', 'half of a surrogate pair'),
+    (b'{"text": "a", "n": ' + b'1' * 5000 + b'}', 'limit .4300 digits'),
+    (b'[' * 100_000, 'recursion'),
   ],
 )
 def test_broken_lines_are_named(tmp_path, line, why):

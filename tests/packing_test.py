@@ -1,5 +1,7 @@
 """Packed rows: every block once an epoch, a function of seed and step."""
 
+import gzip
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,27 @@ def test_stream_is_the_documents_with_separators(tmp_path, tokenizer):
     expected += [*tokenizer_lib.encode(tokenizer, [text])[0], 0]
   np.testing.assert_array_equal(stream.tokens, expected)
   assert stream.documents == 300
+
+
+def test_compressed_and_malformed_corpora(tmp_path, tokenizer):
+  texts = ['one two', 'three', 'four']
+  spec = tiny.write_jsonl(tmp_path / 'a.jsonl', texts)
+  plain = packing.pack(tokenizer, 0, spec, str(tmp_path / 'tokens' / 'plain'))
+  with open(spec, 'rb') as file:
+    lines = file.readlines()
+  lines.insert(1, b'{"text": 1}\n')
+  packed = str(tmp_path / 'b.jsonl.gz')
+  with gzip.open(packed, 'wb') as file:
+    file.writelines(lines)
+  path = str(tmp_path / 'tokens' / 'packed')
+  with pytest.raises(ValueError, match=r'b\.jsonl\.gz:2: "text" must be'):
+    packing.pack(tokenizer, 0, packed, path)
+  found = packing.pack(tokenizer, 0, packed, path, on_error='skip')
+  assert (found.digest, found.documents) == (plain.digest, 3)
+  with gzip.open(packed, 'wb') as file:
+    file.writelines(lines[1:2])
+  with pytest.raises(ValueError, match=r'corpus is empty: .*b\.jsonl\.gz'):
+    packing.pack(tokenizer, 0, packed, path, on_error='skip')
 
 
 def test_stream_is_kept_until_the_corpus_changes(tmp_path, tokenizer):

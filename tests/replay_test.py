@@ -1,6 +1,8 @@
 """Neighbours written to a file and read back."""
 
+import gzip
 import json
+import os
 
 import pytest
 
@@ -34,6 +36,23 @@ def test_what_was_saved_is_replayed_without_a_store(tmp_path):
   assert read('a', 5) == NEIGHBORS
   assert read('a', 1) == NEIGHBORS[:1]
   assert read(7, 5) == []
+
+
+def test_a_compressed_file_is_replayed(tmp_path):
+  path = write(
+    tmp_path / 'n.jsonl',
+    *({'doc_id': i, 'neighbors': [{'id': i, 'distance': 1}]} for i in range(9)),
+  )
+  with open(path, 'rb') as file, gzip.open(f'{path}.gz', 'wb') as packed:
+    packed.write(file.read())
+  corpus_path = write(
+    tmp_path / 'c.jsonl', *({'text': str(i)} for i in range(9))
+  )
+  before = sorted(os.listdir(tmp_path))
+  read = replay.Replay(f'{path}.gz', lambda: jsonl.read([corpus_path]))
+  for i in (8, 0, 4):
+    assert read(i, 5) == [retrieve.Neighbor(i, 1.0, str(i))]
+  assert sorted(os.listdir(tmp_path)) == before
 
 
 def test_saving_goes_on_after_the_documents_that_are_done(tmp_path):

@@ -1,7 +1,9 @@
 """Files that are either whole or not there, and unchanged when equal."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
+import fcntl
 import os
 from typing import BinaryIO
 
@@ -44,3 +46,30 @@ def write_if_changed(path: str, data: str | bytes) -> bool:
         return False
   write_atomic(path, data)
   return True
+
+
+def write_once(path: str, write: Callable[[BinaryIO], None]) -> None:
+  """Makes `path` by `write`, unless it is there.
+
+  Of processes that want the same file, one writes and the others wait for it;
+  what one left that was killed is written again. After an error nothing is
+  left but an empty `path`.lock.
+  """
+  lock, temporary = f'{path}.lock', f'{path}.tmp'
+  if not os.path.exists(path):
+    with open(lock, 'wb') as held:
+      fcntl.flock(held, fcntl.LOCK_EX)
+      if not os.path.exists(path):
+        try:
+          with open(temporary, 'wb') as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+          os.replace(temporary, path)
+        finally:
+          with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+  # Only now that the file is there: whoever else comes by the lock sees it.
+  if os.path.exists(lock):
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(lock)

@@ -119,9 +119,7 @@ def _case(document, query: str, scored: str, tokens: list[int]) -> Case:
 def _documents(spec: str) -> Iterator[tuple[Document, str]]:
   number = 0
   for path in jsonl.expand(spec):
-    shard = jsonl.Shard(path, jsonl.scan(path))
-    for row in range(len(shard)):
-      record = shard.record(row)
+    for row, record in jsonl.records(path):
       place = f'{path}:{row + 1}'
       doc_id = record.get('doc_id', number)
       if isinstance(doc_id, bool) or not isinstance(doc_id, (str, int)):

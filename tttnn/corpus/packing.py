@@ -8,6 +8,7 @@ and the step alone, so the step is the whole data position.
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 
@@ -15,6 +16,7 @@ import numpy as np
 import tqdm
 
 from tttnn import files
+from tttnn.corpus import formats
 from tttnn.corpus import jsonl
 from tttnn.corpus import tokenizer as tokenizer_lib
 
@@ -36,7 +38,9 @@ class Stream:
   digest: str
 
 
-def pack(tokenizer, separator: int, spec: str, path: str) -> Stream:
+def pack(
+  tokenizer, separator: int, spec: str, path: str, *, on_error: str = 'error'
+) -> Stream:
   """The tokens of the files `spec`, kept at `path`.tokens for the next time.
 
   Args:
@@ -44,6 +48,7 @@ def pack(tokenizer, separator: int, spec: str, path: str) -> Stream:
     separator: token id after each document.
     spec: comma-separated paths or globs.
     path: of the files to keep, less their suffix.
+    on_error: of malformed lines, see `jsonl.records`.
 
   Raises:
     ValueError: for what `jsonl` refuses, or a corpus without tokens.
@@ -54,10 +59,13 @@ def pack(tokenizer, separator: int, spec: str, path: str) -> Stream:
     'sources': sources,
     'tokenizer': tokenizer_lib.fingerprint(tokenizer),
     'separator': separator,
+    'on_error': on_error,
   }
   about = _read(path + '.json')
   if about is None or about['key'] != key:
-    count, documents, digest = _write(tokenizer, separator, shards, path)
+    count, documents, digest = _write(
+      tokenizer, separator, shards, path, on_error
+    )
     about = {
       'key': key,
       'tokens': count,
@@ -113,27 +121,33 @@ def _read(path: str) -> dict | None:
 
 
 def _write(
-  tokenizer, separator: int, shards: list[str], path: str
+  tokenizer, separator: int, shards: list[str], path: str, on_error: str
 ) -> tuple[int, int, str]:
   """Writes `path`.tokens; returns its tokens, documents and digest."""
   os.makedirs(os.path.dirname(path), exist_ok=True)
   digest = hashlib.sha256()
-  count = 0
-  corpus = jsonl.read(shards)
+  count = documents = 0
+  # Only to show how far it is: what is compressed is not read for that.
+  total = None
+  if all(map(formats.is_plain, shards)):
+    total = len(jsonl.read(shards))
   bar = tqdm.tqdm(
-    desc=f'tokenize {os.path.basename(path)}',
-    total=len(corpus),
-    unit=' documents',
+    desc=f'tokenize {os.path.basename(path)}', total=total, unit=' documents'
+  )
+  texts = (
+    record['text']
+    for shard in shards
+    for _, record in jsonl.records(shard, on_error)
   )
   with files.atomic(path + '.tokens') as out, bar:
-    for begin in range(0, len(corpus), _DOCUMENTS):
-      end = min(begin + _DOCUMENTS, len(corpus))
-      rows = tokenizer_lib.encode(
-        tokenizer, list(corpus.iter_texts(begin, end))
-      )
+    while batch := list(itertools.islice(texts, _DOCUMENTS)):
+      rows = tokenizer_lib.encode(tokenizer, batch)
       flat = np.array([t for row in rows for t in (*row, separator)], np.int32)
       out.write(flat.tobytes())
       digest.update(flat.tobytes())
       count += len(flat)
-      bar.update(end - begin)
-  return count, len(corpus), digest.hexdigest()
+      documents += len(batch)
+      bar.update(len(batch))
+    if not documents:
+      raise ValueError(f'the corpus is empty: {", ".join(shards)}')
+  return count, documents, digest.hexdigest()

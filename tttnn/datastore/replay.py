@@ -22,7 +22,7 @@ class Replay:
     """Reads through the file once.
 
     Args:
-      path: the file.
+      path: the file; it may also be .jsonl.zst or .jsonl.gz.
       open_corpus: gives the texts of entries that have an id alone; called
         only if there are such entries.
 
@@ -32,7 +32,7 @@ class Replay:
     """
     if not os.path.exists(path):
       raise ValueError(f'retrieval.replay={path!r}: there is no such file')
-    self._shard = jsonl.Shard(path, jsonl.scan(path))
+    self._shard = jsonl.open_shard(path)
     self._rows = {}
     complete = True
     for row in range(len(self._shard)):

@@ -2,12 +2,17 @@
 
     STORE/manifest.json     written last: a store without it is not finished
           offsets/00.npy    int64 [rows + 1], line starts in the corpus file
+          checks/00.npy     uint32 [rows], the lines' CRC-32
+          text/             plain form of corpus files that are compressed
           vectors/00/       zarr3 array [rows, dim], uncompressed
           index/00.faiss    over the rows whose vectors are finite
 
 A document's id is its global line number over the shards in manifest order.
 Nothing in a store depends on the time, the machine or how often building was
 interrupted: two builds of the same thing are the same bytes.
+
+A corpus file that changes is noticed by its size and a digest of parts of it
+when a store is opened, and by a line's checksum when a text is read.
 """
 
 from collections.abc import Iterator
@@ -23,8 +28,9 @@ from typing import Any
 import numpy as np
 
 from tttnn.corpus import jsonl
+from tttnn.corpus import seekable
 
-VERSION = 1
+VERSION = 2
 MANIFEST = 'manifest.json'
 
 
@@ -33,17 +39,24 @@ class Shard:
   """One corpus file in the manifest.
 
   Attributes:
-    path: the JSONL file, relative to the store's directory.
+    path: the file, relative to the store's directory.
     bytes: its size.
+    digest: of parts of it, see `seekable.Stamp`.
+    text: its plain form, relative to the store's directory; '' = itself.
     rows: its lines.
-    left_out: rows whose vectors hold NaN or infinity; they are stored as they
-      are, but not indexed, so that no search returns them.
+    malformed: how many of them hold no document; they are among `left_out`.
+    left_out: rows whose vectors hold NaN or infinity, or that have no text and
+      so NaN for a vector; they are stored as they are, but not indexed, so that
+      no search returns them.
     index_bytes: size of the index file; 0 = nothing to index, so no file.
   """
 
   path: str
   bytes: int
+  digest: str
+  text: str
   rows: int
+  malformed: int
   left_out: tuple[int, ...]
   index_bytes: int
 
@@ -97,6 +110,10 @@ class Manifest:
   @property
   def searchable(self) -> int:
     return sum(shard.searchable for shard in self.shards)
+
+  @property
+  def malformed(self) -> int:
+    return sum(shard.malformed for shard in self.shards)
 
   def to_json(self) -> bytes:
     return to_json(dataclasses.asdict(self))
@@ -166,7 +183,7 @@ class Store:
 
   def vectors(self, shard: int) -> Vectors:
     m = self.manifest
-    path = self.directory / 'vectors' / f'{shard:02}'
+    path = vectors_path(self.directory, shard)
     return Vectors(path, m.shards[shard].rows, m.dim, m.dtype, m.block)
 
   def index_path(self, shard: int) -> pathlib.Path:
@@ -182,7 +199,8 @@ def open(directory: str | os.PathLike) -> Store:
 
   Raises:
     ValueError: no manifest, another layout version, a file of the store that
-      is missing or not as long as it was, or a corpus file that has changed.
+      is missing or not as long as it was, or a corpus file that has changed or
+      is missing, but for one whose plain form is there.
   """
   directory = pathlib.Path(os.path.realpath(directory))
   path = directory / MANIFEST
@@ -194,16 +212,9 @@ def open(directory: str | os.PathLike) -> Store:
       f'{path} has version {fields.get("version")}, this program {VERSION}'
     )
   manifest = Manifest.from_fields(fields)
-  lines = []
-  for i, shard in enumerate(manifest.shards):
-    offsets = load_offsets(directory, i)
-    if offsets.shape != (shard.rows + 1,):
-      raise ValueError(
-        f'{offsets_path(directory, i)} has {len(offsets) - 1} rows, '
-        f'{path} {shard.rows}'
-      )
-    corpus_path = os.path.normpath(directory / shard.path)
-    lines.append(jsonl.Shard(corpus_path, offsets))
+  lines = [
+    _open_shard(directory, i, shard) for i, shard in enumerate(manifest.shards)
+  ]
   store = Store(directory, manifest, jsonl.Corpus(lines))
   for i, shard in enumerate(manifest.shards):
     if shard.searchable:
@@ -211,13 +222,53 @@ def open(directory: str | os.PathLike) -> Store:
   return store
 
 
+def _open_shard(
+  directory: pathlib.Path, number: int, shard: Shard
+) -> jsonl.Shard:
+  path = data = os.path.normpath(directory / shard.path)
+  if shard.text:
+    data = os.path.normpath(directory / shard.text)
+    if not os.path.exists(data):
+      raise ValueError(f'{data} is missing: `build` makes it again from {path}')
+  # A compressed file has done its part once there is a plain one.
+  if not shard.text or os.path.exists(path):
+    seekable.check(path, seekable.Stamp(shard.bytes, shard.digest))
+  offsets = load_offsets(directory, number)
+  checks = load_checks(directory, number)
+  for part_path, rows in (
+    (offsets_path(directory, number), len(offsets) - 1),
+    (checks_path(directory, number), len(checks)),
+  ):
+    if rows != shard.rows:
+      raise ValueError(
+        f'{part_path} has {rows} rows, {directory / MANIFEST} {shard.rows}'
+      )
+  return jsonl.Shard(path, offsets, checks, data)
+
+
 def offsets_path(directory: pathlib.Path, shard: int) -> pathlib.Path:
   return directory / 'offsets' / f'{shard:02}.npy'
 
 
+def checks_path(directory: pathlib.Path, shard: int) -> pathlib.Path:
+  return directory / 'checks' / f'{shard:02}.npy'
+
+
+def vectors_path(directory: pathlib.Path, shard: int) -> pathlib.Path:
+  return directory / 'vectors' / f'{shard:02}'
+
+
 def load_offsets(directory: pathlib.Path, shard: int) -> np.ndarray:
   """Memory-mapped int64 [rows + 1]; `ValueError` names a damaged file."""
-  path = offsets_path(directory, shard)
+  return _load(offsets_path(directory, shard))
+
+
+def load_checks(directory: pathlib.Path, shard: int) -> np.ndarray:
+  """Memory-mapped uint32 [rows]; `ValueError` names a damaged file."""
+  return _load(checks_path(directory, shard))
+
+
+def _load(path: pathlib.Path) -> np.ndarray:
   try:
     return np.load(path, mmap_mode='r', allow_pickle=False)
   except (OSError, EOFError, ValueError) as e:

@@ -1,4 +1,7 @@
-"""Embeds and indexes a corpus: `store.path`, ready to serve; resumable."""
+"""Embeds and indexes a corpus: `store.path`, ready to serve; resumable.
+
+With build.shard, .begin or .end it embeds that part only.
+"""
 
 import os
 
@@ -7,6 +10,8 @@ import tqdm
 from tttnn import device
 from tttnn import estimate
 from tttnn.corpus import jsonl
+from tttnn.corpus import sample
+from tttnn.datastore import begun
 from tttnn.datastore import build
 from tttnn.datastore import embed
 
@@ -22,13 +27,19 @@ def run(config, workdir: str) -> None:
   if not config.corpus.train:
     raise ValueError('build needs corpus.train: JSONL paths or globs')
   shards = jsonl.expand(config.corpus.train)
+  options = config.build
+  part = begun.Part(options.shard, options.begin, options.end)
+  if part == begun.Part():
+    part = None
   device.keep_compiled_programs()
   embedder = embed.load(**config.embedder)
 
   def vectors(texts):
-    return embedder(texts, rows=config.build.batch_size)
+    return embedder(texts, rows=options.batch_size)
 
   if config.dry_run:
+    if options.shard >= 0:
+      shards = shards[options.shard : options.shard + 1]
     _dry_run(config, embedder, vectors, shards)
     return
   with tqdm.tqdm(desc='build', unit=' documents') as bar:
@@ -45,36 +56,48 @@ def run(config, workdir: str) -> None:
       fingerprint=embedder.fingerprint(),
       index=config.store.index,
       dtype=config.store.dtype,
-      block=config.build.block,
+      block=options.block,
       min_recall=config.store.min_recall,
       seed=config.seed,
       threads=config.serve.threads or os.cpu_count(),
+      on_error=config.corpus.on_error,
+      cache=config.corpus.cache,
+      part=part,
       progress=progress,
     )
+  if store is None:
+    print(
+      f'build: {path}: {part} is embedded; when all parts are, build without '
+      'build.shard, .begin and .end writes the index'
+    )
+    return
   manifest = store.manifest
   print(
     f'build: {path}: {manifest.rows:,} documents, {manifest.dim} dimensions, '
     f'index {manifest.index}'
   )
+  if manifest.malformed:
+    print(f'  {manifest.malformed:,} malformed lines were left out')
   for name, value in manifest.self_check.items():
     print(f'  {name:<20} {value:g}')
 
 
 def _dry_run(config, embedder, vectors, shards) -> None:
-  corpus = jsonl.read(shards)
-  count = min(len(corpus), 8 * config.build.batch_size)
-  stride = len(corpus) // count
-  texts = [corpus.text(stride * i) for i in range(count)]
+  texts, documents = sample.look(
+    shards, 8 * config.build.batch_size, config.corpus.on_error
+  )
+  end = config.build.end or documents
+  documents = max(0, min(end, documents) - config.build.begin)
   compiling, seconds = estimate.timed(lambda: vectors(texts))
   size = 4 if config.store.dtype == 'float32' else 2
   print(
-    f'  on disk         {2 * len(corpus) * embedder.dim * size / 1e9:.2f} GB '
+    f'  on disk         {2 * documents * embedder.dim * size / 1e9:.2f} GB '
     'of vectors and Flat index'
   )
   estimate.show(
     'build',
-    documents=len(corpus),
-    steps=-(-len(corpus) // config.build.batch_size),
+    documents=documents,
+    steps=-(-documents // config.build.batch_size),
     memory=estimate.num_bytes(embedder.params),
-    seconds=compiling + seconds * len(corpus) / count,
+    seconds=compiling + seconds * documents / len(texts),
   )

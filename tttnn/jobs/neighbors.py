@@ -13,6 +13,7 @@ import zlib
 
 from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import jsonl
+from tttnn.corpus import sample as corpus_sample
 from tttnn.datastore import embed
 from tttnn.datastore import replay as replay_lib
 from tttnn.datastore import retrieve
@@ -109,11 +110,16 @@ def sample(config, documents: Sequence[documents_lib.Document]) -> list[str]:
     )
     return list(itertools.islice(found, _SAMPLE))
   if config.corpus.train:
-    corpus = jsonl.read(jsonl.expand(config.corpus.train))
-  else:
-    corpus = open_store(config).corpus
+    paths = jsonl.expand(config.corpus.train)
+    return corpus_sample.look(paths, _SAMPLE, config.corpus.on_error)[0]
+  corpus = open_store(config).corpus
   count = min(_SAMPLE, len(corpus))
-  return [corpus.text(i * len(corpus) // count) for i in range(count)]
+  texts = []
+  for i in range(count):
+    # Lines that are malformed were left out when the store was built.
+    with contextlib.suppress(jsonl.MalformedLine):
+      texts.append(corpus.text(i * len(corpus) // count))
+  return texts
 
 
 def _replay(config, documents) -> replay_lib.Replay:

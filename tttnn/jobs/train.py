@@ -57,6 +57,7 @@ def run(config, workdir: str) -> None:
       tokenizer.eos_token_id,
       config.corpus[split],
       os.path.join(workdir, 'tokens', split),
+      on_error=config.corpus.on_error,
     )
     for split in ('train', 'validation')
     if config.corpus[split]
