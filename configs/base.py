@@ -13,7 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
   """The defaults, locked: no key can be added."""
   config = ml_collections.ConfigDict()
   # corpus | train | export | build | serve | query | evaluate | generate |
-  # report | pipeline
+  # report | benchmark | pipeline
   config.job = 'evaluate'
   # Print documents, steps, memory and estimated time, then stop.
   config.dry_run = False
@@ -197,6 +197,22 @@ def get_config() -> ml_collections.ConfigDict:
   config.report = _section(
     inputs='',  # Work directories; '': the job's own.
     title='',
+  )
+  config.benchmark = _section(
+    name='ttt',  # What is measured: ttt (adapting to neighbours).
+    # The script of another program that does the same, and the interpreter
+    # that has its packages; '': none, and this one.
+    rival='',
+    python='',
+    # small-1024 | small-128 (GPT-2 small, documents of so many tokens) | tiny |
+    # mini. Linear cost is shown on the last of them.
+    shapes='small-1024,small-128,tiny',
+    documents=0,  # 0: the shape's own, as neighbors.
+    neighbors=0,
+    repeats=3,  # Timed runs of each side, in turns.
+    # On CPU, try which settings of threads and memory make the rival fastest;
+    # False: take those that mostly do.
+    try_settings=True,
   )
   config.pipeline = _section(
     # (name, {key: value}) a step: a job with its overrides of this config.

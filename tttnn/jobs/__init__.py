@@ -15,12 +15,13 @@ JOBS = (
   'evaluate',
   'generate',
   'report',
+  'benchmark',
   'pipeline',
 )
 # These answer on the terminal and need no directory of their own.
 _WITHOUT_WORKDIR = ('serve', 'query', 'generate')
 # These take long enough for `dry_run`.
-_ESTIMATED = ('train', 'build', 'evaluate', 'generate', 'pipeline')
+_ESTIMATED = ('train', 'build', 'evaluate', 'generate', 'benchmark', 'pipeline')
 
 
 def run(config, workdir: str, *, write_config: bool = True) -> None:

@@ -5,7 +5,9 @@ whatever matplotlibrc says: equal tables give equal bytes.
 """
 
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 import io
 import math
 import textwrap
@@ -38,6 +40,16 @@ _STYLE = (
     'ytick.labelsize': 8,
   },
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """Points, and the straight line through them."""
+
+  x: Sequence[float]
+  y: Sequence[float]
+  intercept: float
+  slope: float
 
 
 @style.context(_STYLE)
@@ -109,6 +121,42 @@ def curves(table: metrics.Table, unit: str = 'neighbours') -> figure.Figure:
   )
   fig.supxlabel(unit + _note(table), fontsize=9)
   fig.supylabel('bits per byte', fontsize=9)
+  return fig
+
+
+@style.context(_STYLE)
+def straight_lines(
+  panels: Mapping[str, Mapping[str, Line]], unit: str
+) -> figure.Figure:
+  """A panel for each x axis: measured points, and the line through them.
+
+  Args:
+    panels: label of the x axis -> name -> its points and line.
+    unit: label of the y axis.
+  """
+  fig = figure.Figure(
+    figsize=(max(3.0 * len(panels), 4), 2.9), layout='constrained'
+  )
+  grid = fig.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+  looks = [('o-', _BETTER), ('s--', _WORSE), ('^:', _GREY)]
+  for ax, (label, lines) in zip(grid, panels.items(), strict=True):
+    for (marks, color), (name, line) in zip(looks, lines.items(), strict=False):
+      ends = np.array([0, max(line.x)])
+      ax.plot(line.x, line.y, marks[0], color=color, markersize=4, label=name)
+      ax.plot(ends, line.intercept + line.slope * ends, marks[1:], color=color)
+    ax.set_xlabel(label)
+    ax.set_xlim(left=0)
+    ax.set_ylim(bottom=0)
+    ax.xaxis.set_major_locator(
+      ticker.MaxNLocator(5, integer=True, steps=[1, 2, 5, 10])
+    )
+  grid[0].set_ylabel(unit)
+  fig.legend(
+    *grid[0].get_legend_handles_labels(),
+    loc='outside upper center',
+    ncols=3,
+    frameon=False,
+  )
   return fig
 
 
