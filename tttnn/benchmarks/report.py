@@ -85,13 +85,16 @@ def sentences(result: Mapping) -> list[str]:
   device = result['device']
   said = [f'On {device["kind"]}, {device["cores"]} cores.']
   for name, shape in result['shapes'].items():
-    usage = shape['sides'][sides.ENGINE]['usage']['step']
+    ours = shape['sides'][sides.ENGINE]
+    usage = ours['usage']['step']
+    rest = ours['median_parts']['rest'] / ours['median_seconds']
     said.append(
       f'{name}: {shape["documents"]} documents with {shape["neighbors"]} '
       f'neighbours each, {len(shape["matmul"])} repeats; matrix product at '
       f'{shape["matmul_peak"] / 1e9:,.0f} GFLOP/s; in {sides.ENGINE} '
       f'{usage["documents_a_dispatch"]:.1f} documents a step, '
-      f'{usage["padded_share"]:.0%} of its tokens padding.'
+      f'{usage["padded_share"]:.0%} of its tokens padding, {rest:.0%} of the '
+      'time moving documents in and out.'
     )
     for side, apart in shape['checks'].items():
       shown = ', '.join(f'{k} {v:.0e}' for k, v in apart.items())

@@ -21,6 +21,7 @@ from tttnn.benchmarks import workload
 
 _COUNTS = (1, 2, 4, 8)  # Neighbours, and windows, that cost is measured over.
 _SCALED_DOCUMENTS = (1, 16)  # On CPU and on accelerators.
+_SCALED_TOKENS = 128  # Of a window, at most.
 # Guesses, for `cost` alone: the share of the matmul peak that a side reaches on
 # accelerators and on CPU, and seconds until it has started and compiled.
 _SPEEDS = (
@@ -217,10 +218,11 @@ def measure_scaling(
 ) -> dict:
   """Seconds a document over its neighbours, and over windows of one of them.
 
-  All of them are as long as windows can be.
+  All windows are of one length.
   """
   copies = bench.of_device(_SCALED_DOCUMENTS)
-  size = shape.window
+  size = min(shape.window, _SCALED_TOKENS)
+  shape = dataclasses.replace(shape, lengths=(size, size))
   path = bench.documents('scaling')
   # First the documents with many neighbours, then those whose one neighbour
   # has as many windows as the number says.
