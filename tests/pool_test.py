@@ -108,6 +108,14 @@ def test_a_mesh_changes_no_number(model, one_at_a_time):
   assert moments
   for moment in moments:
     assert moment.sharding == mlp.sharding
+  # In a pool of one place, a gradient lies where the one before lay.
+  pool = make_pool(model, chosen, mesh=sharding.make_mesh(1, 8))
+  run(pool, works(1, chosen))
+  jax.tree.map(
+    lambda one, other: np.testing.assert_(one.sharding == other.sharding),
+    pool._spent,
+    pool.state[0],
+  )
 
 
 def test_a_part_trains_in_company(model):

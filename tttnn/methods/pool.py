@@ -114,7 +114,9 @@ class Pool:
     self._enter = in_place(self._enter_row, static_argnums=3, out_shardings=out)
     # Apart from the gradient, which is a program for each length of windows.
     self._update = in_place(self._update_rows, out_shardings=out)
-    self._gradient = in_place(self._gradient_rows)
+    self._gradient = in_place(
+      self._gradient_rows, out_shardings=out and (out[0], None)
+    )
     self._score = jax.jit(self._score_rows)
     self.state = jax.jit(self._start_rows, out_shardings=out)(trained)
     # The gradient before; where there is one place, all have the same shape.
