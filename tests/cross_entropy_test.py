@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from tttnn.models import layers
+from tttnn.models import loss as loss_lib
 
 WIDTH = 16
 
@@ -36,9 +36,9 @@ def make_inputs(rows, tokens, entries, with_bias):
   ('rows', 'tokens', 'entries'),
   [
     (2, 7, 50),
-    (1, 40, layers.SMALL_VOCABULARY + 8),  # Chunks, the last one filled up.
-    (2, 32, layers.SMALL_VOCABULARY + 8),
-    (1, 16, layers.SMALL_VOCABULARY + 8),  # A single one.
+    (1, 40, loss_lib.SMALL_VOCABULARY + 8),  # Chunks, the last one filled up.
+    (2, 32, loss_lib.SMALL_VOCABULARY + 8),
+    (1, 16, loss_lib.SMALL_VOCABULARY + 8),  # A single one.
   ],
 )
 def test_value_and_gradient_equal_the_formula(rows, tokens, entries, with_bias):
@@ -48,23 +48,23 @@ def test_value_and_gradient_equal_the_formula(rows, tokens, entries, with_bias):
   def scaled(loss):  # So that the slope that comes in is not 1.
     return jax.value_and_grad(lambda *args: 3 * loss(*args), wrt)
 
-  found = scaled(lambda *args: layers.cross_entropy(*args, 16))(*inputs)
+  found = scaled(lambda *args: loss_lib.cross_entropy(*args, 16))(*inputs)
   expected = scaled(plain)(*inputs)
   np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
   for one, other in zip(found[1], expected[1], strict=True):
     scale = np.abs(other).max(initial=0)
     np.testing.assert_allclose(one, other, atol=2e-6 * scale)
   np.testing.assert_allclose(
-    layers.cross_entropy(*inputs, 16), found[0] / 3, rtol=1e-5
+    loss_lib.cross_entropy(*inputs, 16), found[0] / 3, rtol=1e-5
   )
 
 
 def test_logits_of_a_large_vocabulary_exist_in_chunks_alone():
-  entries, tokens, chunk = 4 * layers.SMALL_VOCABULARY, 256, 32
+  entries, tokens, chunk = 4 * loss_lib.SMALL_VOCABULARY, 256, 32
   inputs = make_inputs(1, tokens, entries, with_bias=False)
 
   def loss(hidden, table, *rest):
-    return layers.cross_entropy(hidden, table, None, *rest, chunk)
+    return loss_lib.cross_entropy(hidden, table, None, *rest, chunk)
 
   step = jax.jit(jax.value_and_grad(loss, (0, 1)))
   arguments = (*inputs[:2], *inputs[3:])

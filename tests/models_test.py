@@ -17,6 +17,7 @@ from tttnn.models import gpt2
 from tttnn.models import gpt_neo
 from tttnn.models import hf
 from tttnn.models import layers
+from tttnn.models import loss as loss_lib
 from tttnn.models import model as model_lib
 from tttnn.models import roberta
 
@@ -417,7 +418,7 @@ def _arrays_in(jaxpr):
 
 @pytest.mark.parametrize('tokens, chunk', [(1, 8), (21, 8), (24, 8), (5, 8)])
 def test_chunked_log_likelihood_equals_torch(tokens, chunk, monkeypatch):
-  monkeypatch.setattr(layers, 'SMALL_VOCABULARY', 50)
+  monkeypatch.setattr(loss_lib, 'SMALL_VOCABULARY', 50)
   rng = np.random.default_rng(0)
   hidden, table, bias = (
     rng.normal(size=shape).astype(np.float32)
@@ -427,7 +428,7 @@ def test_chunked_log_likelihood_equals_torch(tokens, chunk, monkeypatch):
   weight_BxT = rng.normal(size=(2, tokens)).astype(np.float32)
 
   def total(hidden, table, bias):
-    log_p = layers.token_log_likelihood(
+    log_p = loss_lib.token_log_likelihood(
       hidden, table, bias, targets_BxT, chunk=chunk
     )
     return jnp.sum(log_p * weight_BxT), log_p

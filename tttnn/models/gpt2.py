@@ -147,8 +147,12 @@ class MLP(nn.Module):
     h_BxTxF = layers.Linear(inner, config.initializer_range, name='c_fc')(
       x_BxTxD
     )
-    h_BxTxF = layers.ACTIVATIONS[config.activation_function](h_BxTxF)
-    y_BxTxD = layers.Linear(config.n_embd, residual_std, name='c_proj')(h_BxTxF)
+    y_BxTxD = layers.Linear(
+      config.n_embd,
+      residual_std,
+      activation=config.activation_function,
+      name='c_proj',
+    )(h_BxTxF)
     return nn.Dropout(config.resid_pdrop, deterministic=not train)(y_BxTxD)
 
 

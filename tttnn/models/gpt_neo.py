@@ -177,8 +177,12 @@ class MLP(nn.Module):
     std = config.initializer_range
     inner = config.intermediate_size or 4 * config.hidden_size
     h_BxTxF = layers.Linear(inner, std, name='c_fc')(x_BxTxD)
-    h_BxTxF = layers.ACTIVATIONS[config.activation_function](h_BxTxF)
-    y_BxTxD = layers.Linear(config.hidden_size, std, name='c_proj')(h_BxTxF)
+    y_BxTxD = layers.Linear(
+      config.hidden_size,
+      std,
+      activation=config.activation_function,
+      name='c_proj',
+    )(h_BxTxF)
     return nn.Dropout(config.resid_dropout, deterministic=not train)(y_BxTxD)
 
 

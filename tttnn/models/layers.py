@@ -21,10 +21,6 @@ import jax.numpy as jnp
 QUERY_BLOCK = 256
 QUERY_BLOCKS = 4
 
-# Above this vocabulary logits are made in chunks of at most CHUNK tokens.
-SMALL_VOCABULARY = 8192
-CHUNK = 256
-
 _tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -39,7 +35,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Linear(nn.Module):
-  """x @ weight + bias, weight [in, out].
+  """f(x) @ weight + bias, weight [in, out]; f an activation, or nothing.
 
   Params that hold lora_a [in, rank], lora_b [rank, out] and lora_scale beside
   the weight add scale * x @ a @ b (`tttnn.methods.trainable`).
@@ -48,6 +44,7 @@ class Linear(nn.Module):
   features: int
   std: float
   use_bias: bool = True
+  activation: str = ''  # Of ACTIVATIONS.
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -55,12 +52,16 @@ class Linear(nn.Module):
     weight = self.param('weight', nn.initializers.normal(self.std), shape)
     # As a matrix, whose gradient is faster on CPU than that of [B, T, D].
     x_NxI = x.reshape(-1, x.shape[-1])
-    y = x_NxI @ weight.astype(x.dtype)
+    if self.activation:
+      activate = ACTIVATIONS[self.activation]
+      y = _activated_product(activate, x_NxI, weight.astype(x.dtype))
+    else:
+      y = x_NxI @ weight.astype(x.dtype)
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
       y += bias.astype(x.dtype)
     if self.has_variable('params', 'lora_a'):
-      y += self._low_rank(x_NxI)
+      y += self._low_rank(activate(x_NxI) if self.activation else x_NxI)
     return y.reshape(*x.shape[:-1], self.features)
 
   def _low_rank(self, x_NxI: jax.Array) -> jax.Array:
@@ -72,6 +73,31 @@ class Linear(nn.Module):
     # product. The scale goes to the smallest array, before any rounding.
     scaled = (scale * lora_a).astype(x_NxI.dtype)
     return (x_NxI @ scaled) @ lora_b.astype(x_NxI.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _activated_product(activate, x_NxI, weight_IxO):
+  """activate(x) @ weight, keeping x alone for the gradient."""
+  return activate(x_NxI) @ weight_IxO
+
+
+def _activated_product_forward(activate, x_NxI, weight_IxO):
+  return activate(x_NxI) @ weight_IxO, (x_NxI, weight_IxO)
+
+
+def _activated_product_backward(activate, residuals, slope_NxO):
+  x_NxI, weight_IxO = residuals
+  by_y_NxI = slope_NxO @ weight_IxO.T
+  # Zero times the slope: XLA on CPU, which heeds no barrier, would else make
+  # the activation in the forward pass, once, and keep what lies in it.
+  x_NxI += 0 * by_y_NxI[:1, :1]
+  y_NxI, gradient = jax.vjp(activate, x_NxI)
+  return *gradient(by_y_NxI), y_NxI.T @ slope_NxO
+
+
+_activated_product.defvjp(
+  _activated_product_forward, _activated_product_backward
+)
 
 
 class Embedding(nn.Module):
@@ -108,11 +134,42 @@ class LayerNorm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     weight = self.param('weight', nn.initializers.ones, x.shape[-1:])
     bias = self.param('bias', nn.initializers.zeros, x.shape[-1:])
-    y = x.astype(jnp.float32)
-    y -= y.mean(axis=-1, keepdims=True)
-    variance = jnp.mean(y * y, axis=-1, keepdims=True)
-    y *= jax.lax.rsqrt(variance + self.epsilon)
-    return (y * weight + bias).astype(x.dtype)
+    return _layer_norm(x, weight, bias, self.epsilon)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _layer_norm(x, weight, bias, epsilon):
+  return _layer_norm_forward(x, weight, bias, epsilon)[0]
+
+
+def _layer_norm_forward(x, weight, bias, epsilon):
+  wide = x.astype(jnp.float32)
+  mean = _mean(wide)
+  inverse = jax.lax.rsqrt(_mean(jnp.square(wide - mean)) + epsilon)
+  y = (wide - mean) * inverse
+  return (y * weight + bias).astype(x.dtype), (x, weight, mean, inverse)
+
+
+def _layer_norm_backward(epsilon, residuals, slope):
+  # Two moments a row; what autodiff makes of the formula takes 4 times as long.
+  del epsilon
+  x, weight, mean, inverse = residuals
+  y = (x.astype(jnp.float32) - mean) * inverse
+  slope = slope.astype(jnp.float32)
+  by_y = slope * weight
+  by_x = inverse * (by_y - _mean(by_y) - y * _mean(by_y * y))
+  rows = tuple(range(x.ndim - 1))
+  return by_x.astype(x.dtype), jnp.sum(slope * y, rows), jnp.sum(slope, rows)
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+def _mean(x: jax.Array) -> jax.Array:
+  """Of the last axis, which stays; on CPU a product, which is faster there."""
+  if jax.default_backend() != 'cpu':
+    return jnp.mean(x, axis=-1, keepdims=True)
+  return x @ jnp.full((x.shape[-1], 1), 1 / x.shape[-1], x.dtype)
 
 
 def block(kind: type[nn.Module], remat: bool) -> type[nn.Module]:
@@ -172,181 +229,22 @@ def attention(
       seen &= mask_BxT.astype(bool)[:, None, None, low:high]
     lowest = jnp.finfo(jnp.float32).min
     scores_BxHxQxT = jnp.where(seen, scores_BxHxQxT, lowest)
-    weights_BxHxQxT = dropout(jax.nn.softmax(scores_BxHxQxT, axis=-1))
-    outputs.append(
-      jnp.einsum(
-        'BHQT,BHTK->BHQK',
-        weights_BxHxQxT.astype(value_BxHxTxK.dtype),
-        value_BxHxTxK[:, :, low:high],
-      )
+    # Normalised after the product: so is the gradient, which then needs no sum
+    # over keys, and one [Q, T] array is kept for it.
+    largest_BxHxQx1 = jax.lax.stop_gradient(
+      jnp.max(scores_BxHxQxT, axis=-1, keepdims=True)
     )
-  return jnp.swapaxes(jnp.concatenate(outputs, axis=2), 1, 2)
-
-
-def vocabulary_logits(
-  hidden_BxTxD: jax.Array, table_VxD: jax.Array, bias_V: jax.Array | None
-) -> jax.Array:
-  """Logits [B, T, V] in float32, the products in the dtype of `hidden`."""
-  rows, tokens, width = hidden_BxTxD.shape
-  logits_NxV = jnp.einsum(
-    'ND,VD->NV',
-    hidden_BxTxD.reshape(-1, width),
-    table_VxD.astype(hidden_BxTxD.dtype),
-    preferred_element_type=jnp.float32,
-  )
-  logits_BxTxV = logits_NxV.reshape(rows, tokens, -1)
-  return logits_BxTxV if bias_V is None else logits_BxTxV + bias_V
-
-
-def token_log_likelihood(
-  hidden_BxTxD: jax.Array,
-  table_VxD: jax.Array,
-  bias_V: jax.Array | None,
-  targets_BxT: jax.Array,
-  *,
-  chunk: int = CHUNK,
-) -> jax.Array:
-  """log softmax(hidden @ table.T + bias) at the targets: [B, T] float32, nats.
-
-  A vocabulary above SMALL_VOCABULARY is passed in chunks along T, so that no
-  more than [B, chunk, V] logits exist at a time, in its gradient too. For
-  training there is `cross_entropy`.
-  """
-
-  @jax.checkpoint
-  def part(hidden_BxTxD, targets_BxT):
-    logits_BxTxV = vocabulary_logits(hidden_BxTxD, table_VxD, bias_V)
-    return _log_softmax_at(logits_BxTxV, targets_BxT)[0]
-
-  split = _split(targets_BxT.shape[1], table_VxD.shape[0], chunk)
-  if split.count == 1:
-    return part(hidden_BxTxD, targets_BxT)
-  scores_CxBxT = jax.lax.map(
-    lambda x: part(*x), (split(hidden_BxTxD), split(targets_BxT))
-  )
-  return split.join(scores_CxBxT)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def cross_entropy(
-  hidden_BxTxD: jax.Array,
-  table_VxD: jax.Array,
-  bias_V: jax.Array | None,
-  targets_BxT: jax.Array,
-  weights_BxT: jax.Array,
-  chunk: int = CHUNK,
-) -> jax.Array:
-  """-sum(weights * log softmax(hidden @ table.T + bias) at the targets), nats.
-
-  Differentiated, it makes the gradient together with the value, chunk by chunk,
-  from the logits while they are there: three products with the vocabulary where
-  a gradient after the fact takes four or keeps [B, T, V].
-  """
-  scores_BxT = token_log_likelihood(
-    hidden_BxTxD, table_VxD, bias_V, targets_BxT, chunk=chunk
-  )
-  return -jnp.sum(weights_BxT * scores_BxT)
-
-
-def _cross_entropy_forward(
-  hidden_BxTxD, table_VxD, bias_V, targets_BxT, weights_BxT, chunk
-):
-  entries, width = table_VxD.shape
-
-  def part(gradients, x):
-    hidden_BxTxD, targets_BxT, weights_BxT = x
-    logits_BxTxV = vocabulary_logits(hidden_BxTxD, table_VxD, bias_V)
-    scores_BxT, normalizer_BxT = _log_softmax_at(logits_BxTxV, targets_BxT)
-    softmax_BxTxV = jnp.exp(logits_BxTxV - normalizer_BxT[..., None])
-    hit_BxTxV = jnp.arange(entries) == targets_BxT[..., None]
-    slope_BxTxV = weights_BxT[..., None] * (softmax_BxTxV - hit_BxTxV)
-    slope_NxV = slope_BxTxV.reshape(-1, entries).astype(hidden_BxTxD.dtype)
-    by_hidden_NxD = slope_NxV @ table_VxD.astype(hidden_BxTxD.dtype)
-    by_table_VxD = jnp.einsum(
-      'NV,ND->VD',
-      slope_NxV,
-      hidden_BxTxD.reshape(-1, width),
+    weights_BxHxQxT = jnp.exp(scores_BxHxQxT - largest_BxHxQx1)
+    total_BxHxQx1 = jnp.sum(weights_BxHxQxT, axis=-1, keepdims=True)
+    output_BxHxQxK = jnp.einsum(
+      'BHQT,BHTK->BHQK',
+      dropout(weights_BxHxQxT).astype(value_BxHxTxK.dtype),
+      value_BxHxTxK[:, :, low:high],
       preferred_element_type=jnp.float32,
     )
-    by_bias_V = None if bias_V is None else jnp.sum(slope_BxTxV, (0, 1))
-    if gradients is not None:
-      by_table_VxD += gradients[0]
-      by_bias_V = None if bias_V is None else by_bias_V + gradients[1]
-    by_hidden_BxTxD = by_hidden_NxD.reshape(hidden_BxTxD.shape)
-    return (by_table_VxD, by_bias_V), (scores_BxT, by_hidden_BxTxD)
-
-  split = _split(targets_BxT.shape[1], entries, chunk)
-  inputs = (hidden_BxTxD, targets_BxT, weights_BxT)
-  if split.count == 1:
-    by_table, (scores_BxT, by_hidden_BxTxD) = part(None, inputs)
-  else:
-    parts = jax.tree.map(split, inputs)
-    # The first chunk outside the loop, which then needs no zeros to add to.
-    carry, first = part(None, jax.tree.map(lambda x: x[0], parts))
-    by_table, rest = jax.lax.scan(
-      part, carry, jax.tree.map(lambda x: x[1:], parts)
-    )
-    scores_BxT, by_hidden_BxTxD = (
-      split.join(jnp.concatenate([one[None], others]))
-      for one, others in zip(first, rest, strict=True)
-    )
-  value = -jnp.sum(weights_BxT * scores_BxT)
-  return value, (by_hidden_BxTxD, *by_table, scores_BxT)
-
-
-def _cross_entropy_backward(chunk, residuals, slope):
-  del chunk
-  by_hidden_BxTxD, by_table_VxD, by_bias_V, scores_BxT = residuals
-  return (
-    slope.astype(by_hidden_BxTxD.dtype) * by_hidden_BxTxD,
-    slope * by_table_VxD,
-    None if by_bias_V is None else slope * by_bias_V,
-    None,
-    -slope * scores_BxT,
-  )
-
-
-cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
-
-
-def _log_softmax_at(logits_BxTxV, targets_BxT):
-  """(log softmax at the targets [B, T], its normaliser [B, T])."""
-  # Not a gather from log_softmax, whose gradient is slower on CPU.
-  target_BxTx1 = jnp.take_along_axis(
-    logits_BxTxV, targets_BxT[..., None], axis=-1
-  )
-  normalizer_BxT = jax.nn.logsumexp(logits_BxTxV, axis=-1)
-  return target_BxTx1[..., 0] - normalizer_BxT, normalizer_BxT
-
-
-@dataclasses.dataclass(frozen=True)
-class _Chunks:
-  """Cuts axis T of [B, T, ...] into `count` chunks of `size`: [C, B, T, ...].
-
-  The last one is filled up with zeros, whose weight is zero.
-  """
-
-  tokens: int
-  count: int
-  size: int
-
-  def __call__(self, x_BxT: jax.Array) -> jax.Array:
-    pad = [(0, 0)] * x_BxT.ndim
-    pad[1] = (0, self.count * self.size - self.tokens)
-    shape = (len(x_BxT), self.count, self.size, *x_BxT.shape[2:])
-    return jnp.moveaxis(jnp.pad(x_BxT, pad).reshape(shape), 1, 0)
-
-  def join(self, x_CxBxT: jax.Array) -> jax.Array:
-    x_BxCxT = jnp.moveaxis(x_CxBxT, 0, 1)
-    shape = (len(x_BxCxT), self.count * self.size, *x_BxCxT.shape[3:])
-    return x_BxCxT.reshape(shape)[:, : self.tokens]
-
-
-def _split(tokens: int, entries: int, chunk: int) -> _Chunks:
-  """How `tokens` pass a vocabulary of `entries`."""
-  whole = entries <= SMALL_VOCABULARY
-  count = 1 if whole else max(1, -(-tokens // chunk))
-  return _Chunks(tokens, count, -(-tokens // count) if tokens else 0)
+    output_BxHxQxK /= total_BxHxQx1
+    outputs.append(output_BxHxQxK.astype(value_BxHxTxK.dtype))
+  return jnp.swapaxes(jnp.concatenate(outputs, axis=2), 1, 2)
 
 
 def read_config(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from tttnn.models import gpt2
 from tttnn.models import gpt_neo
-from tttnn.models import layers
+from tttnn.models import loss
 from tttnn.models import roberta
 
 ARCHITECTURES = {'gpt2': gpt2, 'gpt_neo': gpt_neo, 'roberta': roberta}
@@ -128,7 +128,7 @@ class Model:
     """Logits [B, T, V] in float32; `tokens_BxT` and `mask_BxT` as `hidden`."""
     hidden_BxTxD = self.hidden(params, tokens_BxT, mask_BxT)
     with self._precision():
-      return layers.vocabulary_logits(*self._head(params, hidden_BxTxD))
+      return loss.vocabulary_logits(*self._head(params, hidden_BxTxD))
 
   def log_likelihood(
     self,
@@ -167,7 +167,7 @@ class Model:
     hidden_BxTxD = self.hidden(params, tokens_BxT, mask_BxT, dropout_key)
     with self._precision():
       head = self._head(params, hidden_BxTxD)
-      return layers.cross_entropy(*head, targets_BxT, weights_BxT)
+      return loss.cross_entropy(*head, targets_BxT, weights_BxT)
 
   def init_cache(self, rows: int, length: int) -> Cache:
     """An empty cache for texts of up to `length` tokens, in `dtype`.
@@ -231,7 +231,7 @@ class Model:
       )
       last_Bx1x1 = jnp.maximum(lengths_B - 1, 0)[:, None, None]
       hidden_Bx1xD = jnp.take_along_axis(hidden_BxTxD, last_Bx1x1, axis=1)
-      logits_Bx1xV = layers.vocabulary_logits(*self._head(params, hidden_Bx1xD))
+      logits_Bx1xV = loss.vocabulary_logits(*self._head(params, hidden_Bx1xD))
     length_B = cache['length'] + lengths_B
     return logits_Bx1xV[:, 0], {'length': length_B, 'attention': attention}
 
@@ -288,7 +288,7 @@ class Model:
   def _score(self, params, hidden_BxTxD, targets_BxT):
     with self._precision():
       head = self._head(params, hidden_BxTxD)
-      return layers.token_log_likelihood(*head, targets_BxT)
+      return loss.token_log_likelihood(*head, targets_BxT)
 
   def _precision(self):
     # By default accelerators round the factors of a float32 product.
