@@ -194,7 +194,7 @@ def test_compiling_is_announced_once_a_program(model):
   assert set(said) <= {
     f'{kind} of 1 x {size} tokens'
     for kind in ('step', 'score')
-    for size in (64, 128)
+    for size in (40, 48, 56, 64, 80, 96, 112, 128)
   }
 
 

@@ -101,6 +101,19 @@ def test_buckets_hold_what_they_are_chosen_for():
     1024,
   ]
   assert buckets.padded(3, 48) == 48
+  lengths = (1, 40, 41, 64, 65, 513, 641, 897, 1024)
+  assert [buckets.padded(n, 1024, fine=True) for n in lengths] == [
+    40,
+    40,
+    48,
+    64,
+    80,
+    640,
+    768,
+    1024,
+    1024,
+  ]
+  assert buckets.padded(3, 50, fine=True) == 50
   with pytest.raises(ValueError, match='1025 tokens .* 1024'):
     buckets.padded(1025, 1024)
 

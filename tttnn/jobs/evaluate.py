@@ -267,11 +267,11 @@ def _dry_run(config, counts: set[int], documents) -> None:
   ]
   seconds, steps = 0.0, 0
   inputs = [window.inputs for window in scored]
-  for size, count in trial.sizes(inputs, model.context):
+  for size, count, programs in trial.sizes(inputs, model.context, pool.fine):
     document = rolling.windows([model.start] * size, size, model.start)
     work = schedule.Work('', document, [], {0})
     compiling, each = trial.timed(pool, work)
-    seconds += compiling + each * count * len(counts)
+    seconds += compiling * programs + each * count * len(counts)
   memory = estimate.num_bytes((model.params, pool.state))
   if config.method == 'ttt':
     steps, training = trial.training(config, model, pool, documents)

@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Sequence
 
 from tttnn import estimate
@@ -27,19 +28,31 @@ def training(
   windows = [window for cut in model.trained(texts) for window in cut]
   scale = len(documents) * config.retrieval.neighbors / max(1, len(texts))
   seconds = 0.0
-  for size, count in sizes(windows, model.adaptation.settings.max_length):
+  for size, count, programs in sizes(
+    windows, model.adaptation.settings.max_length, pool.fine
+  ):
     work = schedule.Work('', [], [[[model.start] * size]], ())
     compiling, each = timed(pool, work)
-    seconds += compiling + each * count * scale
+    seconds += compiling * programs + each * count * scale
   return round(len(windows) * scale), seconds
 
 
 def sizes(
-  windows: Iterable[Sequence[int]], longest: int
-) -> Iterable[tuple[int, int]]:
-  """(padded length, windows of it)."""
-  padded = (buckets.padded(len(window), longest) for window in windows)
-  return collections.Counter(padded).items()
+  windows: Iterable[Sequence[int]], longest: int, fine: bool
+) -> Iterator[tuple[int, float, int]]:
+  """(length to try, how many windows of it cost as much as those, programs).
+
+  What is padded to finer lengths is counted in parts of a coarse one, so that
+  few are tried.
+  """
+  tokens, programs = collections.Counter(), collections.defaultdict(set)
+  for window in windows:
+    size = buckets.padded(len(window), longest)
+    finer = buckets.padded(len(window), longest, fine)
+    tokens[size] += finer
+    programs[size].add(finer)
+  for size, total in tokens.items():
+    yield size, total / size, len(programs[size])
 
 
 def timed(pool: pool_lib.Pool, work: schedule.Work) -> tuple[float, float]:

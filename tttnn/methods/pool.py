@@ -57,6 +57,8 @@ class Pool:
     state: of the documents, arrays [D, slots, ...]. In a pool of one place, and
       whenever `run` yields, it is what the document yielded left behind.
     slots: documents in flight, on all shards together.
+    fine: whether lengths are padded little. On CPU one document's do: a program
+      compiles in a second or two there, and nothing else needs the same length.
     usage: of 'step' and of 'score'.
   """
 
@@ -100,6 +102,7 @@ class Pool:
         f'{slots} documents at once do not divide over mesh.data={self._shards}'
       )
     self.slots = slots
+    self.fine = slots == 1 and jax.default_backend() == 'cpu'
     self.usage = {'step': Usage(), 'score': Usage()}
     self._adaptation = adaptation
     self._frozen, self._trained = frozen, trained
@@ -113,7 +116,9 @@ class Pool:
     in_place = functools.partial(jax.jit, donate_argnums=0, keep_unused=True)
     self._enter = in_place(self._enter_row, static_argnums=3, out_shardings=out)
     # Apart from the gradient, which is a program for each length of windows.
-    self._update = in_place(self._update_rows, out_shardings=out)
+    self._update = in_place(
+      self._update_rows, out_shardings=out and (out, None)
+    )
     self._gradient = in_place(
       self._gradient_rows, out_shardings=out and (out[0], None)
     )
@@ -134,9 +139,6 @@ class Pool:
       np.ndindex(self.slots // self._shards, self._shards)
     )
     members, flights = [], collections.deque()
-    # A pool of one waits for its document, whose state is there when it is
-    # yielded; else the host prepares a dispatch while the device does another.
-    ahead = min(1, self.slots - 1)
     clock = time.monotonic()
     while True:
       while free and (work := next(works, None)) is not None:
@@ -144,14 +146,15 @@ class Pool:
         self._admit(work, shard, slot)
         longest = self._adaptation.settings.max_length
         members.append(
-          schedule.Member(work, shard, slot, longest, self._context)
+          schedule.Member(work, shard, slot, longest, self._context, self.fine)
         )
       if not members:
         return
       ready = [member for member in members if member.actions]
       if ready:
         flights.append(self._dispatch(ready))
-      while len(flights) > (ahead if ready else 0):
+      # The host prepares a dispatch while the device does the one before.
+      while len(flights) > (1 if ready else 0):
         clock = flights.popleft().land(clock)
       for member in [member for member in members if member.finished]:
         members.remove(member)
@@ -181,8 +184,8 @@ class Pool:
     rows = self._rows(group, self._widths[-1], [[]] * self._shards)
     inputs = (self._spent, self.state, self._frozen, *rows)
     gradient = self._gradient.lower(*inputs)
-    shapes, _ = jax.eval_shape(self._gradient_rows, *inputs)
-    update = self._update.lower(self.state, shapes, rows[0])
+    shapes = jax.eval_shape(self._gradient_rows, *inputs)
+    update = self._update.lower(self.state, *shapes, rows[0])
     frozen = sum(x.nbytes for x in jax.tree.leaves(self._frozen))
     return max(_memory(gradient), _memory(update) + frozen)
 
@@ -208,7 +211,10 @@ class Pool:
       gradient, values_DxR = self._gradient(
         self._spent, self.state, self._frozen, *rows
       )
-      self.state = self._update(self.state, gradient, rows[0])
+      # The losses pass through, so as to be there when the step is done.
+      self.state, values_DxR = self._update(
+        self.state, gradient, values_DxR, rows[0]
+      )
       self._spent = gradient if self.slots == 1 else None
     else:
       values_DxR = self._score(self.state, self._frozen, *rows)
@@ -291,10 +297,10 @@ class Pool:
       number_DxRx2,
     )
 
-  def _update_rows(self, state, gradient, slots_DxR):
+  def _update_rows(self, state, gradient, losses_DxR, slots_DxR):
     rows = self._take(state, slots_DxR)
     rows = self._each(self._adaptation.update, 0)(rows, gradient)
-    return self._put(state, slots_DxR, rows)
+    return self._put(state, slots_DxR, rows), losses_DxR
 
   def _score_rows(
     self, state, frozen, slots_DxR, tokens_DxRxT, targets_DxRxT, weights_DxRxT

@@ -90,12 +90,18 @@ class Member:
   """
 
   def __init__(
-    self, work: Work, shard: int, slot: int, max_length: int, context: int
+    self,
+    work: Work,
+    shard: int,
+    slot: int,
+    max_length: int,
+    context: int,
+    fine: bool = False,
   ):
     self.work = work
     self.shard = shard
     self.slot = slot
-    self.actions = collections.deque(_actions(work, max_length, context))
+    self.actions = collections.deque(_actions(work, max_length, context, fine))
     self._values = collections.defaultdict(list)
     self._seconds = collections.Counter()
     self._waiting = len(self.actions)
@@ -134,19 +140,21 @@ class Member:
     )
 
 
-def _actions(work: Work, max_length: int, context: int) -> list[Action]:
+def _actions(
+  work: Work, max_length: int, context: int, fine: bool
+) -> list[Action]:
   """Everything that a document has to do, in order."""
   actions, steps = [], 0
 
   def score(count):
     for window in work.document if count in work.counts else ():
-      size = buckets.padded(len(window.inputs), context)
+      size = buckets.padded(len(window.inputs), context, fine)
       actions.append(Action(Group('score', size), count, window))
 
   score(0)
   for count, windows in enumerate(work.neighbors, 1):
     for window in windows:
-      size = buckets.padded(len(window), max_length)
+      size = buckets.padded(len(window), max_length, fine)
       actions.append(Action(Group('step', size), count, window, steps))
       steps += 1
     score(count)
