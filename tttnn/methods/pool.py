@@ -25,6 +25,8 @@ from tttnn.methods import trainable
 from tttnn.methods import ttt
 from tttnn.scoring import rolling
 
+_LARGE = 1 << 22  # Parameters.
+
 _P = jax.sharding.PartitionSpec
 
 
@@ -57,8 +59,9 @@ class Pool:
     state: of the documents, arrays [D, slots, ...]. In a pool of one place, and
       whenever `run` yields, it is what the document yielded left behind.
     slots: documents in flight, on all shards together.
-    fine: whether lengths are padded little. On CPU one document's do: a program
-      compiles in a second or two there, and nothing else needs the same length.
+    fine: whether lengths are padded little: on CPU, where a program compiles
+      in a second or two and a lone document needs no other's length, for models
+      whose steps take so long that this soon pays.
     usage: of 'step' and of 'score'.
   """
 
@@ -102,7 +105,8 @@ class Pool:
         f'{slots} documents at once do not divide over mesh.data={self._shards}'
       )
     self.slots = slots
-    self.fine = slots == 1 and jax.default_backend() == 'cpu'
+    large = sum(x.size for x in jax.tree.leaves((frozen, trained))) > _LARGE
+    self.fine = large and slots == 1 and jax.default_backend() == 'cpu'
     self.usage = {'step': Usage(), 'score': Usage()}
     self._adaptation = adaptation
     self._frozen, self._trained = frozen, trained
