@@ -33,6 +33,7 @@ setuptools.setup(
     'pyarrow',  # Corpora in .parquet and .zst; imported only for those.
     'safetensors',
     'tensorstore',
+    'threadpoolctl',  # Threads of numpy's products, in which search scans.
     'tokenizers',
     'tqdm',
     'transformers>=5.0',  # Tokenizers only: it ships no Flax models any more.

@@ -95,12 +95,26 @@ def get_config() -> ml_collections.ConfigDict:
   )
   config.store = _section(
     path='',
-    index='Flat',  # A faiss factory string.
+    # A faiss factory string, and behind a ';' parameters of searches, such as
+    # 'IVF4096,PQ64;nprobe=32'. `build` makes it from the vectors that are
+    # there; several stand beside each other. '': Flat, or where there is none,
+    # the only one.
+    index='',
+    # l2 | ip (inner product) | cosine. Distances are Euclidean, minus the
+    # product, or 1 minus the cosine: the nearest have the smallest.
+    metric='l2',
     dtype='float32',  # Of the stored vectors: float32 | float16.
+    # False: only the Flat index holds them, as float32, once it is built.
+    keep_vectors=True,
+    # Who searches: a server on this host (faiss), the devices of the mesh,
+    # which then hold all vectors (device), or the hosts of a Ray cluster
+    # (cluster).
+    search='faiss',
     # The self-check after building refuses a recall@10 below this.
     min_recall=0.95,
-    # The server's Unix socket; '': one that is derived from store.path, and
-    # where no server answers there, the driver starts one for the run.
+    # The server's Unix socket; '': one that is derived from store.path and
+    # .index, and where no server answers there, the driver starts one for the
+    # run.
     address='',
   )
   config.build = _section(
@@ -113,10 +127,21 @@ def get_config() -> ml_collections.ConfigDict:
     shard=-1,
     begin=0,
     end=0,
+    # Flat index files that were made elsewhere over the same corpus files, one
+    # each, in order: paths or globs. They are checked and used where they are,
+    # and nothing is embedded.
+    import_index='',
+    # Who finds the centroids of an IVF index and assigns vectors to them: faiss
+    # on the host, or JAX on its devices: host | device.
+    coarse='host',
   )
   config.serve = _section(
     threads=0,  # Of the search; 0: all cores.
     max_batch=256,  # Queries of one search.
+    # How long a search waits for more queries to go with it. What came during
+    # the search before goes with it anyway.
+    max_wait_ms=0.0,
+    gpu=False,  # faiss searches on this machine's GPUs; extra [gpu].
   )
   config.query = _section(
     action='search',  # search | status | shutdown

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -12,7 +13,7 @@ import pytest
 import tensorstore
 
 from tttnn.datastore import build
-from tttnn.datastore import index as index_lib
+from tttnn.datastore import check
 from tttnn.datastore import store as store_lib
 
 DIM = 8
@@ -41,7 +42,14 @@ def write_corpus(directory, sizes=(10, 7), text='shard {} row {}'):
 
 def run(directory, paths, embed_=embed, **kwargs):
   arguments = {'dim': DIM, 'fingerprint': 'me', 'block': 4, 'threads': 1}
-  return build.build(directory, paths, embed_, **arguments | kwargs)
+  return build.build(directory, paths, embed_, **split(arguments | kwargs))
+
+
+def split(arguments):
+  """Those of `build.build`, with those of `build.Options` under 'options'."""
+  names = {field.name for field in dataclasses.fields(build.Options)}
+  chosen = {key: arguments.pop(key) for key in names & set(arguments)}
+  return arguments | {'options': build.Options(**chosen)}
 
 
 def read_vectors(store, shard):
@@ -226,13 +234,14 @@ def test_a_chunk_that_was_being_written_is_written_again(tmp_path):
 
 def test_a_finished_build_returns_at_once(tmp_path):
   paths = write_corpus(tmp_path)
-  arguments = {'dim': DIM, 'fingerprint': 'me', 'block': 4}
+  arguments = split({'dim': DIM, 'fingerprint': 'me', 'block': 4})
   assert not build.is_done(tmp_path / 's', paths, **arguments)
   first = run(tmp_path / 's', paths)
   assert build.is_done(tmp_path / 's', paths, **arguments)
   again = run(tmp_path / 's', paths, embed_=None)
   assert again.fingerprint() == first.fingerprint()
   data = (tmp_path / 's/manifest.json').read_bytes()
+  data += (tmp_path / 's/index/Flat/index.json').read_bytes()
   assert first.fingerprint() == hashlib.sha256(data).hexdigest()
 
 
@@ -243,7 +252,9 @@ def test_a_finished_build_returns_at_once(tmp_path):
     ({'dim': 9}, 'dim is 8 there, 9 now'),
     ({'dtype': 'float16'}, "dtype is 'float32' there, 'float16' now"),
     ({'block': 5}, 'block is 4 there, 5 now'),
-    ({'index': 'SQ8'}, "index is 'Flat' there, 'SQ8' now"),
+    ({'metric': 'ip'}, "metric is 'l2' there, 'ip' now"),
+    ({'keep_vectors': False}, 'keep_vectors is True there, False now'),
+    ({'imported': ['x']}, 'imported is False there, True now'),
     ({'seed': 1}, 'seed is 0 there, 1 now'),
   ],
 )
@@ -312,7 +323,7 @@ def test_a_failed_self_check_shows_numbers_and_keeps_the_vectors(tmp_path):
   with pytest.raises(ValueError, match=r'recall@10 0\.\d+ \(at least 0.95\)'):
     run(tmp_path / 's', paths, index='IVF4,Flat')
   store = run(tmp_path / 's', paths, embed_=None, index='IVF4,Flat;nprobe=4')
-  assert store.manifest.self_check['recall'] == 1
+  assert store.index.self_check['recall'] == 1
   fresh = run(tmp_path / 'fresh', paths, index='IVF4,Flat;nprobe=4')
   assert contents(store.directory) == contents(fresh.directory)
 
@@ -326,13 +337,13 @@ def test_a_finished_store_below_a_new_recall_is_refused(tmp_path):
 
 def test_the_self_check_notices_mixed_up_indexes(tmp_path):
   store = run(tmp_path / 's', write_corpus(tmp_path, (20, 20)))
-  found = index_lib.self_check(store, threads=1)
+  found = check.self_check(store, threads=1)
   assert found['recall'] == 1 and found['max_distance_error'] < 1e-6
   a, b = store.index_path(0), store.index_path(1)
   a.rename(tmp_path / 'x')
   b.rename(a)
   (tmp_path / 'x').rename(b)
-  found = index_lib.self_check(store, threads=1)
+  found = check.self_check(store, threads=1)
   assert found['recall'] < 0.9 and found['max_distance_error'] > 0.1
 
 
@@ -407,7 +418,7 @@ def test_damaged_stores_are_refused_by_name(tmp_path):
   damage = {
     'offsets/01.npy': r'offsets/01\.npy cannot be read',
     'checks/01.npy': r'checks/01\.npy cannot be read',
-    'index/00.faiss': r'index/00\.faiss has \d+ bytes, but \d+ are needed',
+    'index/Flat/00.faiss': r'Flat/00\.faiss has \d+ bytes, but \d+ are needed',
     'manifest.json': r'manifest\.json is not JSON',
   }
   for name, message in damage.items():
@@ -424,9 +435,9 @@ def test_damaged_stores_are_refused_by_name(tmp_path):
     store_lib.open(copy)
   copy = shutil.copytree(whole, tmp_path / 'version')
   text = (copy / 'manifest.json').read_text()
-  new = text.replace('"version": 2', '"version": 3')
+  new = text.replace('"version": 3', '"version": 4')
   (copy / 'manifest.json').write_text(new)
-  with pytest.raises(ValueError, match='version 3, this program 2'):
+  with pytest.raises(ValueError, match='version 4, this program 3'):
     store_lib.open(copy)
   copy = shutil.copytree(whole, tmp_path / 'vectors')
   store = store_lib.open(copy)

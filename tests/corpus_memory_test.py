@@ -29,7 +29,7 @@ BUILD_AND_READ = """
 import sys
 import numpy as np
 from tttnn.datastore import build
-from tttnn.datastore import index
+from tttnn.datastore import engine as engine_lib
 from tttnn.datastore import store as store_lib
 
 def anonymous():
@@ -42,11 +42,13 @@ def embed(texts):
 
 directory, path, action = sys.argv[1:]
 if action == 'build':
-  arguments = dict(dim=2, fingerprint='', block=64, threads=1, min_recall=0)
-  build.build(directory, [path], embed, **arguments)
+  options = build.Options(block=64, threads=1, min_recall=0)
+  build.build(
+    directory, [path], embed, dim=2, fingerprint='', options=options
+  )
 before = anonymous()
 store = store_lib.open(directory)
-engine = index.Engine(store, threads=1)
+engine = engine_lib.Engine(store, threads=1)
 engine.search(np.zeros((1, 2)), 3)
 length = sum(len(store.corpus.text(i)) for i in range(len(store.corpus)))
 print(anonymous() - before, length)

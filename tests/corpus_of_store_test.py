@@ -16,7 +16,7 @@ from tests import tiny
 from tttnn import jobs
 from tttnn.corpus import jsonl
 from tttnn.datastore import begun
-from tttnn.datastore import index as index_lib
+from tttnn.datastore import engine as engine_lib
 from tttnn.datastore import store as store_lib
 
 DIM = build_test.DIM
@@ -125,7 +125,7 @@ def test_malformed_lines_are_never_found_and_keep_ids(tmp_path, compressed):
   assert manifest.shards[0].left_out == tuple(sorted(bad | {10}))
   assert [shard.malformed for shard in manifest.shards] == [7, 0]
   assert (manifest.rows, manifest.searchable) == (21, 13)
-  engine = index_lib.Engine(store, threads=1)
+  engine = engine_lib.Engine(store, threads=1)
   for text, id_ in (('row 1', 1), ('row 16', 16), ('shard 0 row 2', 20)):
     distances_1xk, ids_1xk = engine.search(embed([text]), 13)
     assert ids_1xk[0, 0] == id_ and distances_1xk[0, 0] == 0

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -6,8 +7,11 @@ import faiss
 import numpy as np
 import pytest
 
+from tests import build_test
 from tttnn.datastore import build
+from tttnn.datastore import engine as engine_lib
 from tttnn.datastore import index as index_lib
+from tttnn.datastore import store as store_lib
 
 
 def build_store(directory, shards, **kwargs):
@@ -27,7 +31,9 @@ def build_store(directory, shards, **kwargs):
     return vectors[[int(text) for text in texts]]
 
   arguments = {'dim': vectors.shape[1], 'fingerprint': '', 'threads': 1}
-  return build.build(directory / 's', paths, embed, **arguments | kwargs)
+  return build.build(
+    directory / 's', paths, embed, **build_test.split(arguments | kwargs)
+  )
 
 
 def brute_force(vectors, queries, k):
@@ -90,8 +96,8 @@ def test_flat_equals_brute_force(tmp_path, make, dtype, faiss_computes):
   queries = np.nan_to_num(make(rng, 12), nan=0, posinf=1)
   queries[3] = np.nan_to_num(vectors[100], nan=0, posinf=1)
   for threads in (1, 2):
-    engine = index_lib.Engine(store, threads=threads)
-    assert engine.exact and engine.mapped
+    engine = engine_lib.Engine(store, threads=threads)
+    assert engine.exact and not engine.in_memory
     for k in (1, 5, 40, store.manifest.searchable):
       expected_distances, expected_ids = brute_force(vectors, queries, k)
       for part in (slice(0, 1), slice(3, 4), slice(2, 6), slice(0, 12)):
@@ -114,7 +120,7 @@ def test_thousands_of_equal_vectors(tmp_path, faiss_computes):
   rng = np.random.default_rng(0)
   shard = np.tile(grid(rng, 1), (3000, 1))
   shard[1234] += 1
-  engine = index_lib.Engine(build_store(tmp_path, [shard, shard]), threads=1)
+  engine = engine_lib.Engine(build_store(tmp_path, [shard, shard]), threads=1)
   distances, ids = engine.search(shard[:1], 3)
   assert ids.tolist() == [[0, 1, 2]] and not distances.any()
   distances, ids = engine.search(shard[1234:1235], 4)
@@ -125,7 +131,7 @@ def test_rows_left_out_do_not_count(tmp_path):
   store = build_store(tmp_path, [spoiled(np.random.default_rng(0), 50)])
   rows, searchable = store.manifest.rows, store.manifest.searchable
   assert searchable < rows == 50
-  engine = index_lib.Engine(store, threads=1)
+  engine = engine_lib.Engine(store, threads=1)
   message = f'{rows} neighbours .* {searchable} searchable vectors'
   with pytest.raises(ValueError, match=message):
     engine.search(np.zeros((1, 3)), rows)
@@ -141,8 +147,8 @@ def test_approximate_indexes_rank_exactly(tmp_path, spec, make):
   rng = np.random.default_rng(0)
   shards = [np.repeat(make(rng, 40), 2, axis=1), np.repeat(make(rng, 20), 2, 1)]
   store = build_store(tmp_path, shards, index=spec, block=16, min_recall=0)
-  engine = index_lib.Engine(store, threads=1)
-  assert engine.mapped and not engine.exact
+  engine = engine_lib.Engine(store, threads=1)
+  assert not engine.in_memory and not engine.exact
   queries = np.repeat(usual(rng, 5)[:, : shards[0].shape[1] // 2], 2, axis=1)
   k = 12  # 2k + 16 candidates are all of the larger shard's finite rows.
   distances, ids = engine.search(queries, k)
@@ -154,7 +160,7 @@ def test_approximate_indexes_rank_exactly(tmp_path, spec, make):
 def test_too_few_found_is_an_error_not_a_short_answer(tmp_path):
   vectors = np.random.default_rng(0).normal(size=(200, 6))
   store = build_store(tmp_path, [vectors], index='IVF8,Flat', min_recall=0)
-  engine = index_lib.Engine(store, threads=1)
+  engine = engine_lib.Engine(store, threads=1)
   with pytest.raises(ValueError, match=r'found \d+ of 150 .*nprobe=16'):
     engine.search(vectors[:3], 150)
 
@@ -171,7 +177,7 @@ def test_too_few_found_is_an_error_not_a_short_answer(tmp_path):
 )
 def test_wrong_queries(tmp_path, queries, k, message):
   store = build_store(tmp_path, [usual(np.random.default_rng(0), 10)])
-  engine = index_lib.Engine(store, threads=1)
+  engine = engine_lib.Engine(store, threads=1)
   with pytest.raises(ValueError, match=message):
     engine.search(queries, k)
   assert engine.search(np.zeros((0, 6)), 3)[1].shape == (0, 3)
@@ -184,10 +190,10 @@ def test_an_index_of_other_vectors_is_refused(tmp_path):
   faiss.write_index(other, str(store.index_path(0)))
   message = 'holds 9 vectors of dim 6, the manifest 10 of dim 6'
   with pytest.raises(ValueError, match=message):
-    index_lib.Engine(store, threads=1)
+    engine_lib.Engine(store, threads=1)
   store.index_path(0).write_bytes(b'something else')
   with pytest.raises(ValueError, match=r'00\.faiss cannot be read as .*Flat'):
-    index_lib.Engine(store, threads=1)
+    engine_lib.Engine(store, threads=1)
 
 
 def test_threads():
@@ -205,7 +211,7 @@ def test_vectors_stay_on_disk(tmp_path, spec):
   script = """
 import sys
 import numpy as np
-from tttnn.datastore import index, store
+from tttnn.datastore import engine as engine_lib, store
 
 def anonymous():
   with open('/proc/self/status') as f:
@@ -213,7 +219,7 @@ def anonymous():
 
 opened = store.open(sys.argv[1])
 before = anonymous()
-engine = index.Engine(opened, threads=1)
+engine = engine_lib.Engine(opened, threads=1)
 engine.search(np.zeros((2, 1024)), 10)
 print(anonymous() - before)
 """
@@ -224,3 +230,156 @@ print(anonymous() - before)
     cwd=build.__file__.removesuffix('/tttnn/datastore/build.py'),
   )
   assert int(result.stdout) < 3072  # kB; the vectors are 12 MB.
+
+
+def test_indexes_stand_beside_each_other(tmp_path):
+  rng = np.random.default_rng(0)
+  vectors = rng.normal(size=(200, 6)).astype(np.float32)
+  flat = build_store(tmp_path, [vectors[:120], vectors[120:]])
+  before = build_test.contents(flat.directory)
+
+  def no_embedding(texts):
+    raise AssertionError(texts)
+
+  paths = [str(tmp_path / f'{i}.jsonl') for i in range(2)]
+  options = build.Options(index='IVF8,Flat;nprobe=8', threads=1)
+  ivf = build.build(
+    flat.directory, paths, no_embedding, dim=6, fingerprint='', options=options
+  )
+  after = build_test.contents(flat.directory)
+  assert {key: after[key] for key in before} == before
+  assert ivf.fingerprint() != flat.fingerprint()
+  for spec, exact in (('', True), ('Flat', True), ('IVF8,Flat', False)):
+    store = store_lib.open(flat.directory, spec)
+    engine = engine_lib.Engine(store, threads=1)
+    assert engine.exact == exact
+    assert engine.search(vectors[:9], 1)[1][:, 0].tolist() == list(range(9))
+  few = store_lib.open(flat.directory, 'IVF8,Flat;nprobe=1')
+  assert few.fingerprint() != ivf.fingerprint()
+  with pytest.raises(ValueError, match='found'):
+    engine_lib.Engine(few, threads=1).search(vectors[:9], 150)
+  message = r"no finished index 'SQ8'; there is 'Flat', 'IVF8,Flat;nprobe=8'"
+  with pytest.raises(ValueError, match=message):
+    store_lib.open(flat.directory, 'SQ8')
+
+
+def test_vectors_need_not_lie_there_twice(tmp_path):
+  vectors = spoiled(np.random.default_rng(0), 90)
+  shards = [vectors[:50], vectors[50:]]
+  (tmp_path / 'a').mkdir()
+  kept = build_store(tmp_path / 'a', shards, dtype='float16', block=16)
+  (tmp_path / 'b').mkdir()
+  options = {'dtype': 'float16', 'block': 16, 'keep_vectors': False}
+  store = build_store(tmp_path / 'b', shards, **options)
+  assert not (store.directory / 'vectors').exists()
+  for i in range(2):
+    rows = np.arange(len(shards[i]))[::-1]
+    expected = kept.vectors(i).gather(rows).astype(np.float32)
+    expected[~np.isfinite(expected).all(axis=1)] = np.nan
+    np.testing.assert_array_equal(store.vectors(i).gather(rows), expected)
+  again = build_store(
+    tmp_path / 'b', shards, index='IVF2,Flat;nprobe=2', **options
+  )
+  queries = grid(np.random.default_rng(1), 9)
+  k = 12
+  for other in (store, again):
+    found = engine_lib.Engine(other, threads=1).search(queries, k)
+    expected = engine_lib.Engine(kept, threads=1).search(queries, k)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+  (tmp_path / 'c').mkdir()
+  with pytest.raises(ValueError, match="'SQ8', but vectors that .* not kept"):
+    build_store(tmp_path / 'c', shards, index='SQ8', **options)
+
+
+def import_files(directory, parts):
+  """A corpus of the parts' row numbers, a Flat file of each, its embedder."""
+  directory.mkdir()
+  paths, files, number = [], [], 0
+  vectors = np.concatenate(parts)
+  for i, part in enumerate(parts):
+    paths.append(str(directory / f'{i}.jsonl'))
+    with open(paths[-1], 'w') as f:
+      for _ in part:
+        f.write(json.dumps({'text': str(number)}) + '\n')
+        number += 1
+    index = faiss.IndexFlatL2(part.shape[1])
+    index.add(part)
+    files.append(str(directory / f'{i}.index'))
+    faiss.write_index(index, files[-1])
+
+  def embed(texts):
+    return vectors[[int(text) for text in texts]]
+
+  return paths, files, embed
+
+
+def test_files_made_elsewhere_are_used_where_they_are(tmp_path):
+  rng = np.random.default_rng(0)
+  parts = [usual(rng, 40), usual(rng, 30)]
+  parts[1][5] = np.nan
+  paths, files, embed = import_files(tmp_path / 'c', parts)
+  arguments = {'dim': 6, 'fingerprint': '', 'imported': files}
+  chosen = {'options': build.Options(threads=1)}
+  store = build.build(tmp_path / 's', paths, embed, **arguments, **chosen)
+  assert not list(store.directory.rglob('*.faiss'))
+  assert store.manifest.shards[1].left_out == (5,)
+  assert store.index.self_check['recall'] == 1
+  queries = usual(rng, 5)
+  found = engine_lib.Engine(store, threads=1).search(queries, 69)
+  expected = brute_force(np.concatenate(parts), queries, 69)
+  np.testing.assert_array_equal(found[1], expected[1])
+  np.testing.assert_array_equal(found[0], expected[0])
+  # Another index is built from them.
+  chosen = {'options': build.Options(index='SQ8', threads=1)}
+  store = build.build(tmp_path / 's', paths, embed, **arguments, **chosen)
+  found = engine_lib.Engine(store, threads=1).search(queries, 9)
+  np.testing.assert_array_equal(found[1], expected[1][:, :9])
+  os.truncate(files[0], 100)
+  with pytest.raises(ValueError, match=r'0\.index has 100 bytes, but \d+ are'):
+    store_lib.open(tmp_path / 's', 'Flat')
+
+
+def test_files_of_something_else_are_not_imported(tmp_path):
+  rng = np.random.default_rng(0)
+  paths, files, embed = import_files(
+    tmp_path / 'c', [usual(rng, 40), usual(rng, 30)]
+  )
+  chosen = {'options': build.Options(threads=1), 'fingerprint': ''}
+
+  def run(imported, dim=6, embed=embed):
+    build.build(
+      tmp_path / 's', paths, embed, dim=dim, imported=imported, **chosen
+    )
+
+  with pytest.raises(ValueError, match='1 index files .* 2 corpus files'):
+    run(files[:1])
+  with pytest.raises(ValueError, match=r'holds 30 vectors .* has 40 lines'):
+    run(files[::-1])
+  with pytest.raises(ValueError, match=r'line \d+ finds document \d+, at'):
+    run(files, embed=lambda texts: usual(rng, len(texts)))
+  other = faiss.IndexFlatIP(6)
+  other.add(usual(rng, 40))
+  faiss.write_index(other, files[0])
+  with pytest.raises(ValueError, match='faiss metric 0; .* l2 is 1'):
+    run(files)
+  other = faiss.index_factory(6, 'SQ8')
+  other.train(usual(rng, 40))
+  other.add(usual(rng, 40))
+  faiss.write_index(other, files[0])
+  with pytest.raises(ValueError, match='ScalarQuantizer: only Flat files'):
+    run(files)
+
+
+def test_ids_that_an_index_lost_are_noticed():
+  vectors = usual(np.random.default_rng(0), 50)
+  index = faiss.index_factory(6, 'IVF2,Flat')
+  index.train(vectors)
+  index.add_with_ids(vectors, np.arange(50))
+  index_lib.check_ids(index, 50)
+  with pytest.raises(ValueError, match='holds 50 vectors, not 51'):
+    index_lib.check_ids(index, 51)
+  index.reset()
+  index.add_with_ids(vectors, np.arange(50) // 2)
+  with pytest.raises(ValueError, match='25 of 50 vectors are in no'):
+    index_lib.check_ids(index, 50)

@@ -11,13 +11,12 @@ import sys
 import threading
 import time
 
-import faiss
 import numpy as np
 import pytest
 
 from tttnn.datastore import build
 from tttnn.datastore import client as client_lib
-from tttnn.datastore import index as index_lib
+from tttnn.datastore import engine as engine_lib
 from tttnn.datastore import protocol
 
 DIM = 16
@@ -36,8 +35,9 @@ def store(tmp_path_factory):
     return vectors[[int(text) for text in texts]].astype(np.float32)
 
   paths = [str(directory / 'a.jsonl')]
+  options = build.Options(threads=1)
   return build.build(
-    directory / 's', paths, embed, dim=DIM, fingerprint='me', threads=1
+    directory / 's', paths, embed, dim=DIM, fingerprint='me', options=options
   )
 
 
@@ -51,10 +51,10 @@ def make_queries(count, seed=1):
   return values.astype(np.float32)
 
 
-def serve(store, address):
+def serve(store, address, *flags):
   """A server of its own, not a child of a client; ready."""
   command = [sys.executable, '-m', 'tttnn.datastore.server', '--threads=1']
-  command += [f'--store={store.directory}', f'--address={address}']
+  command += [f'--store={store.directory}', f'--address={address}', *flags]
   process = subprocess.Popen(
     command,
     cwd=ROOT,
@@ -67,8 +67,8 @@ def serve(store, address):
 
 
 @contextlib.contextmanager
-def serving(store, address):
-  process = serve(store, address)
+def serving(store, address, *flags):
+  process = serve(store, address, *flags)
   try:
     yield process
   finally:
@@ -99,7 +99,7 @@ def is_running(pid):
 
 
 def test_answers_are_those_of_the_engine(store, address):
-  engine = index_lib.Engine(store, threads=1)
+  engine = engine_lib.Engine(store, threads=1)
   queries = make_queries(2 * protocol.MAX_QUERIES + 3)
   with client_lib.start(store.directory, address, threads=1) as client:
     for count, k in ((1, 1), (3, 7), (len(queries), 5), (200, ROWS), (0, 2)):
@@ -112,7 +112,7 @@ def test_answers_are_those_of_the_engine(store, address):
   assert info['store'] == str(store.directory)
   assert info['manifest'] == store.fingerprint()
   assert (info['dim'], info['rows'], info['searchable']) == (DIM, ROWS, ROWS)
-  assert (info['index'], info['mapped'], info['exact']) == ('Flat', True, True)
+  assert (info['index'], info['in_memory'], info['exact']) == ('Flat', [], True)
   assert not os.path.exists(address)
   assert not is_running(info['pid'])
 
@@ -194,7 +194,7 @@ with client.Client(address) as search:
 
 
 def test_several_processes_at_once(store, address):
-  engine = index_lib.Engine(store, threads=1)
+  engine = engine_lib.Engine(store, threads=1)
   with client_lib.start(store.directory, address, threads=1) as client:
     others = [run_python(CLIENT, address, seed) for seed in (1, 2, 3)]
     for seed, other in enumerate(others, 1):
@@ -210,7 +210,7 @@ def test_several_processes_at_once(store, address):
 
 
 def test_requests_that_wait_are_one_search(store, address):
-  engine = index_lib.Engine(store, threads=1)
+  engine = engine_lib.Engine(store, threads=1)
   with serving(store, address) as server, contextlib.ExitStack() as stack:
     clients = [
       stack.enter_context(client_lib.Client(address)) for _ in range(6)
@@ -254,13 +254,12 @@ def test_one_bad_request_does_not_spoil_the_batch(tmp_path, address):
     embed,
     dim=2,
     fingerprint='',
-    index='IVF2,Flat;nprobe=2',
-    threads=1,
+    options=build.Options(index='IVF2,Flat;nprobe=2', threads=1),
   )
-  index = faiss.read_index(str(store.index_path(0)))
-  index.nprobe = 1
-  faiss.write_index(index, str(store.index_path(0)))
-  with serving(store, address) as server, contextlib.ExitStack() as stack:
+  with (
+    serving(store, address, '--index=IVF2,Flat;nprobe=1') as server,
+    contextlib.ExitStack() as stack,
+  ):
     clients = [
       stack.enter_context(client_lib.Client(address)) for _ in range(2)
     ]

@@ -4,9 +4,18 @@ import collections
 from collections.abc import Iterable
 from collections.abc import Iterator
 from concurrent import futures
+import itertools
 from typing import TypeVar
 
 Item = TypeVar('Item')
+
+
+def batches(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
+  """1 item, then 2, then 4, up to `most`, so that the first come soon."""
+  items, size = iter(items), 1
+  while batch := list(itertools.islice(items, size)):
+    yield batch
+    size = min(2 * size, most)
 
 
 def prefetch(items: Iterable[Item], ahead: int) -> Iterator[Item]:

@@ -190,15 +190,25 @@ class Shard:
 class Corpus:
   """The documents of several shards under global ids 0..len - 1.
 
+  Args:
+    shards: the files in order; None: one that is on another host.
+    rows: lines of each; None: those of the shards, which are all here then.
+
   Raises:
     ValueError: no document at all.
   """
 
-  def __init__(self, shards: Sequence[Shard]):
+  def __init__(
+    self,
+    shards: Sequence[Shard | None],
+    rows: Sequence[int] | None = None,
+  ):
     self.shards = tuple(shards)
-    self._begins = np.cumsum([0] + [len(shard) for shard in self.shards])
+    rows = [len(shard) for shard in shards] if rows is None else list(rows)
+    self._begins = np.cumsum([0] + rows)
     if not len(self):
-      paths = ', '.join(shard.path for shard in self.shards) or 'no file'
+      here = [shard.path for shard in shards if shard is not None]
+      paths = ', '.join(here) or 'no file'
       raise ValueError(f'the corpus is empty: {paths}')
 
   def __len__(self) -> int:
@@ -208,8 +218,13 @@ class Corpus:
     """The shard and the row in it of one global id."""
     if not 0 <= id_ < len(self):
       raise ValueError(f'document {id_} of a corpus with {len(self)} documents')
-    shard = int(np.searchsorted(self._begins, id_, side='right')) - 1
-    return self.shards[shard], int(id_ - self._begins[shard])
+    number = int(np.searchsorted(self._begins, id_, side='right')) - 1
+    shard = self.shards[number]
+    if shard is None:
+      raise ValueError(
+        f'document {id_} is in corpus file {number}, which is not on this host'
+      )
+    return shard, int(id_ - self._begins[number])
 
   def record(self, id_: int) -> dict[str, Any]:
     shard, row = self.locate(id_)
@@ -218,6 +233,9 @@ class Corpus:
   def text(self, id_: int) -> str:
     shard, row = self.locate(id_)
     return shard.text(row)
+
+  def texts(self, ids: Sequence[int]) -> list[str]:
+    return [self.text(id_) for id_ in ids]
 
   def iter_texts(self, begin: int = 0, end: int | None = None) -> Iterator[str]:
     """Texts of the ids begin..end - 1, in order."""

@@ -11,7 +11,6 @@ import dataclasses
 import fcntl
 import os
 import pathlib
-import shutil
 import struct
 from typing import Any
 
@@ -19,6 +18,7 @@ from tttnn import files
 from tttnn.corpus import jsonl
 from tttnn.corpus import seekable
 from tttnn.datastore import index as index_lib
+from tttnn.datastore import metric as metric_lib
 from tttnn.datastore import store as store_lib
 
 _REQUEST = 'building.json'
@@ -77,18 +77,21 @@ class Part:
 
 
 def request(
-  store_dir, corpus_paths, dim, fingerprint, index, dtype, block, seed
+  store_dir, corpus_paths, dim, fingerprint, options, imported: bool
 ) -> dict[str, Any]:
   """The arguments that decide a store's bytes, under the manifest's names.
 
   Raises:
     ValueError: as of `build.build`.
   """
-  if dtype not in ('float32', 'float16'):
-    raise ValueError(f"dtype {dtype!r} is neither 'float32' nor 'float16'")
-  if dim < 1 or block < 1:
-    raise ValueError(f'dim {dim} and block {block} must be positive')
-  index_lib.create(dim, index)
+  if options.dtype not in ('float32', 'float16'):
+    raise ValueError(
+      f"dtype {options.dtype!r} is neither 'float32' nor 'float16'"
+    )
+  if dim < 1 or options.block < 1:
+    raise ValueError(f'dim {dim} and block {options.block} must be positive')
+  metric_lib.check(options.metric)
+  index_lib.create(dim, options.index, options.metric)
   directory = os.path.realpath(store_dir)
   shards = []
   for path in corpus_paths:
@@ -101,11 +104,12 @@ def request(
     'version': store_lib.VERSION,
     'embedder': fingerprint,
     'dim': dim,
-    'metric': 'l2',
-    'dtype': dtype,
-    'block': block,
-    'index': index,
-    'seed': seed,
+    'metric': options.metric,
+    'dtype': options.dtype,
+    'block': options.block,
+    'seed': options.seed,
+    'keep_vectors': options.keep_vectors,
+    'imported': imported,
     'shards': shards,
   }
 
@@ -143,7 +147,8 @@ def lock(directory: pathlib.Path, *, whole: bool) -> Iterator[Claim]:
   directory.mkdir(parents=True, exist_ok=True)
   ours = {*FILES, _REQUEST + '.tmp'}
   strange = {path.name for path in directory.iterdir()} - ours
-  if strange and not (directory / _REQUEST).exists():
+  begun = (_REQUEST, store_lib.MANIFEST)
+  if strange and not any((directory / name).exists() for name in begun):
     raise ValueError(
       f'{directory} holds {sorted(strange)[0]} but no store, finished or begun'
     )
@@ -172,20 +177,13 @@ def lock(directory: pathlib.Path, *, whole: bool) -> Iterator[Claim]:
     os.close(file)
 
 
-def begin(
-  directory: pathlib.Path, request: dict[str, Any], *, index: bool
-) -> None:
-  """Notes what is being built; a begun build may change only its index."""
+def begin(directory: pathlib.Path, request: dict[str, Any]) -> None:
+  """Notes what is being built, which every builder must agree on."""
   path = directory / _REQUEST
   files.write_once(
     os.fspath(path), lambda file: file.write(store_lib.to_json(request))
   )
-  begun = store_lib.read_json(path)
-  compare(path, begun | {k: request[k] for k in ('index', 'seed')}, request)
-  if index and begun != request:
-    if (directory / 'index').exists():
-      shutil.rmtree(directory / 'index')
-    write(path, store_lib.to_json(request))
+  compare(path, store_lib.read_json(path), request)
 
 
 def write(path: pathlib.Path, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Builds a datastore: line offsets, then vectors, then indexes, then manifest.
+"""Builds a datastore: line offsets, then vectors, then an index.
 
 Every file appears whole, by renaming, and is made of what is on disk before
 it: killed at any point, a build that is run again skips what is there and ends
@@ -6,6 +6,7 @@ with the same bytes. (HNSW is the exception: its links depend on which thread
 inserts first.) What the embedder sees are fixed blocks of consecutive documents
 of one shard, so that its results do not depend on where a build was resumed, or
 on how many processes did it: each may embed a part, and one finishes the store.
+Another index is built from the vectors that are there.
 """
 
 from collections.abc import Callable
@@ -13,23 +14,53 @@ from collections.abc import Sequence
 import dataclasses
 import os
 import pathlib
+import shutil
 from typing import Any
 
-import faiss
 import numpy as np
 
 from tttnn.corpus import jsonl
 from tttnn.corpus import seekable
 from tttnn.datastore import begun
-from tttnn.datastore import index as index_lib
+from tttnn.datastore import check
+from tttnn.datastore import index_files
+from tttnn.datastore import metric as metric_lib
 from tttnn.datastore import shards as shards_lib
 from tttnn.datastore import store as store_lib
 
 Progress = Callable[[int, int], None]
 
-_TRAINED = 'index/trained.faiss'
-_TRAIN_ROWS_A_LIST = 64
-_MAX_DISTANCE_ERROR = 1e-3
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What a build makes, beside the embeddings.
+
+  Attributes:
+    index: faiss factory string, then parameters of searches after a ';'.
+    metric: see `tttnn.datastore.metric`.
+    dtype: of the stored vectors, 'float32' or 'float16'.
+    block: documents embedded together, and rows of a chunk on disk.
+    seed: of the samples for training and for the self-check.
+    keep_vectors: whether the vectors stay beside a Flat index, which holds them
+      as float32. Without them only what faiss itself stores can be made exact.
+    min_recall: of the self-check, below which an index is refused.
+    on_error: of malformed lines: 'error', or 'skip', which leaves them out of
+      the index and counts them.
+    cache: directory for the plain form of files that are not plain; '': in the
+      store.
+    threads: of training and searching; 0 = every core.
+  """
+
+  index: str = 'Flat'
+  metric: str = 'l2'
+  dtype: str = 'float32'
+  block: int = 1024
+  seed: int = 0
+  keep_vectors: bool = True
+  min_recall: float = 0.95
+  on_error: str = 'error'
+  cache: str = ''
+  threads: int = 0
 
 
 def build(
@@ -39,18 +70,13 @@ def build(
   *,
   dim: int,
   fingerprint: str,
-  index: str = 'Flat',
-  dtype: str = 'float32',
-  block: int = 1024,
-  min_recall: float = 0.95,
-  seed: int = 0,
-  threads: int = 0,
-  on_error: str = 'error',
-  cache: str = '',
+  options: Options = Options(),
   part: begun.Part | None = None,
+  imported: Sequence[str] = (),
+  filler: index_files.Filler = index_files.ON_HOST,
   progress: Progress = lambda done, total: None,
 ) -> store_lib.Store | None:
-  """Builds a store, or finishes one, or opens the finished one.
+  """Builds a store, or finishes one, or adds an index, or opens what is there.
 
   Args:
     store_dir: made if missing; one process at a time builds there, or as many
@@ -60,49 +86,50 @@ def build(
       with NaN or infinity are stored, but left out of the index.
     dim: width of the embeddings.
     fingerprint: of the embedder; searches are checked against it.
-    index: faiss factory string, see `index.create`.
-    dtype: of the stored vectors, 'float32' or 'float16'.
-    block: documents embedded together, and rows of a chunk on disk.
-    min_recall: of the self-check, below which the store is refused.
-    seed: of the samples for training and for the self-check.
-    threads: of training and searching; 0 = every core.
-    on_error: of malformed lines: 'error', or 'skip', which leaves them out of
-      the index and counts them.
-    cache: directory for the plain form of files that are not plain; '': in the
-      store.
+    options: what is made.
     part: embed this part only and leave it to a build without a part to finish.
+    imported: Flat index files over the same corpus files, in their order, to
+      take in place of embedding; they stay where they are.
+    filler: trains and fills an index.
     progress: called with the documents embedded so far and all of them.
 
   Returns:
-    The store; None while only parts of it are there.
+    The store with the index of `options`; None while only parts are there.
 
   Raises:
     ValueError: arguments that differ from those of the store that is there; a
       malformed line of the corpus, by file and line, unless they are skipped; a
       corpus that is empty, damaged, or changes meanwhile; embeddings of another
       shape or beyond the range of `dtype`; a part without documents, or that
-      another process is at; an index that faiss cannot make, or that fails the
-      self-check.
+      another process is at; an index that faiss cannot make, that fails the
+      self-check, or that is of other documents.
   """
-  jsonl.check_on_error(on_error)
+  jsonl.check_on_error(options.on_error)
   request = begun.request(
-    store_dir, corpus_paths, dim, fingerprint, index, dtype, block, seed
+    store_dir, corpus_paths, dim, fingerprint, options, bool(imported)
   )
   directory = pathlib.Path(os.path.realpath(store_dir))
-  if not _finished(directory, request, min_recall, on_error):
+  if not _finished(directory, request, options):
     with begun.lock(directory, whole=part is None) as claim:
-      if not _finished(directory, request, min_recall, on_error):
-        begun.begin(directory, request, index=part is None)
-        work = _Work(directory, request, embed, on_error, cache, progress)
+      if not _finished(directory, request, options):
+        begun.begin(directory, request)
+        work = _Work(directory, request, embed, options, progress)
         if part is not None:
           _embed_part(work, part, claim)
           return None
-        _build(work, min_recall, threads)
-  for name in (_TRAINED, *begun.FILES):
-    if (directory / name).exists():
-      (directory / name).unlink(missing_ok=True)
+        _build(work, imported, filler)
+  for path in (
+    index_files.trained_path(directory, options.index),
+    *(directory / name for name in begun.FILES),
+  ):
+    if path.exists():
+      path.unlink(missing_ok=True)
   _unpack_again(directory)
-  return store_lib.open(directory)
+  store = store_lib.open(directory, options.index)
+  flat = store_lib.index_dir(directory, store_lib.FLAT) / store_lib.INDEX
+  if not options.keep_vectors and flat.exists():
+    shutil.rmtree(directory / 'vectors', ignore_errors=True)
+  return store
 
 
 def is_done(
@@ -111,43 +138,47 @@ def is_done(
   *,
   dim: int,
   fingerprint: str,
-  index: str = 'Flat',
-  dtype: str = 'float32',
-  block: int = 1024,
-  min_recall: float = 0.95,
-  seed: int = 0,
-  on_error: str = 'error',
+  options: Options = Options(),
+  imported: bool = False,
 ) -> bool:
-  """Whether `build` with these arguments would return without embedding.
+  """Whether `build` with these arguments would return without working.
 
   Raises:
     ValueError: a finished store of other arguments is there.
   """
   request = begun.request(
-    store_dir, corpus_paths, dim, fingerprint, index, dtype, block, seed
+    store_dir, corpus_paths, dim, fingerprint, options, imported
   )
   directory = pathlib.Path(os.path.realpath(store_dir))
-  return _finished(directory, request, min_recall, on_error)
+  return _finished(directory, request, options)
 
 
-def _finished(directory, request, min_recall: float, on_error: str) -> bool:
+def _finished(directory, request, options: Options) -> bool:
+  """Whether store and index are there; `ValueError` for those of others."""
   path = directory / store_lib.MANIFEST
   if not path.exists():
     return False
-  fields = store_lib.read_json(path)
+  manifest = store_lib.read_manifest(directory)
+  fields = dataclasses.asdict(manifest)
   found = {key: fields.get(key) for key in request}
+  found['imported'] = any(shard.imported for shard in manifest.shards)
   found['shards'] = [
-    {key: shard.get(key) for key in ('path', 'bytes', 'digest')}
+    {key: shard[key] for key in ('path', 'bytes', 'digest')}
     for shard in fields['shards']
   ]
   begun.compare(path, found, request)
-  manifest = store_lib.Manifest.from_fields(fields)
-  _check_recall(path, manifest.self_check, min_recall)
-  if manifest.malformed and on_error == 'error':
+  if manifest.malformed and options.on_error == 'error':
     raise ValueError(
       f'{path}: {manifest.malformed} malformed lines were left out, which '
       "on_error='error' does not allow"
     )
+  path = store_lib.index_dir(directory, options.index) / store_lib.INDEX
+  if not path.exists():
+    return False
+  index = store_lib.Index.from_fields(store_lib.read_json(path))
+  if index.spec != options.index:  # Other parameters: it is checked again.
+    return False
+  check.require(path, index.self_check, options.min_recall)
   return True
 
 
@@ -158,13 +189,19 @@ class _Work:
   directory: pathlib.Path
   request: dict[str, Any]
   embed_texts: shards_lib.Embed
-  on_error: str
-  cache: str
+  options: Options
   progress: Progress
 
   def lines(self, shard: int) -> tuple[jsonl.Shard, str]:
     fields = self.request['shards'][shard]
-    return shards_lib.lines(self.directory, shard, fields, self.cache)
+    return shards_lib.lines(self.directory, shard, fields, self.options.cache)
+
+  def vectors(self, shard: int, rows: int) -> store_lib.Vectors:
+    return store_lib.Vectors(
+      store_lib.vectors_path(self.directory, shard),
+      rows,
+      *(self.request[key] for key in ('dim', 'dtype', 'block')),
+    )
 
   def embed(self, parts: Sequence[tuple[int, jsonl.Shard, range]]) -> None:
     """Embeds these rows of these shards."""
@@ -177,14 +214,20 @@ class _Work:
 
     (self.directory / 'vectors').mkdir(exist_ok=True)
     for shard, lines, rows in parts:
-      vectors = store_lib.Vectors(
-        store_lib.vectors_path(self.directory, shard),
-        len(lines),
-        *(self.request[key] for key in ('dim', 'dtype', 'block')),
-      )
       shards_lib.embed(
-        vectors, lines, rows, self.embed_texts, self.on_error, progress
+        self.vectors(shard, len(lines)),
+        lines,
+        rows,
+        self._embed_prepared,
+        self.options.on_error,
+        progress,
       )
+
+  def _embed_prepared(self, texts: list[str]) -> np.ndarray:
+    vectors_NxD = self.embed_texts(texts)
+    if self.options.metric != 'cosine':
+      return vectors_NxD
+    return metric_lib.prepared(self.options.metric, vectors_NxD)
 
 
 def _embed_part(work: _Work, part: begun.Part, claim: begun.Claim) -> None:
@@ -195,53 +238,101 @@ def _embed_part(work: _Work, part: begun.Part, claim: begun.Claim) -> None:
   work.embed(parts)
 
 
-def _build(work: _Work, min_recall: float, threads: int) -> None:
-  store = _embed(work)
-  directory = store.directory
-  if not store.manifest.searchable:
+def _build(
+  work: _Work, imported: Sequence[str], filler: index_files.Filler
+) -> None:
+  directory, options = work.directory, work.options
+  flat = options.index == store_lib.FLAT
+  manifest_path = directory / store_lib.MANIFEST
+  if manifest_path.exists():
+    store = _without_index(directory)
+  else:
+    if not flat and (imported or not options.keep_vectors):
+      raise ValueError(
+        f'store.index is {options.index!r}, but vectors that are imported, or '
+        'not kept, lie in the Flat index: build that first'
+      )
+    store = _import(work, imported) if imported else _embed(work)
+    if not store.manifest.searchable:
+      raise ValueError(
+        f'not one of {store.manifest.rows} embeddings is finite: {directory}'
+      )
+  if imported and flat:
+    store = index_files.adopt(store, imported)
+    index_files.check_texts(store, work.embed_texts, options.threads)
+  else:
+    store = index_files.write(store, options.index, options.threads, filler)
+  found = check.self_check(
+    store, threads=options.threads, seed=store.manifest.seed
+  )
+  path = store_lib.index_dir(directory, options.index) / store_lib.INDEX
+  check.require(path.parent, found, options.min_recall)
+  if not manifest_path.exists():
+    begun.write(manifest_path, store.manifest.to_json())
+  index = dataclasses.replace(store.index, self_check=found)
+  begun.write(path, index.to_json())
+
+
+def _without_index(directory: pathlib.Path) -> store_lib.Store:
+  """A store whose vectors are there, whatever indexes there are."""
+  manifest = store_lib.read_manifest(directory)
+  here = tuple(range(len(manifest.shards)))
+  return store_lib.Store(
+    directory, manifest, store_lib.corpus(directory, manifest, here), None, here
+  )
+
+
+def _import(work: _Work, imported: Sequence[str]) -> store_lib.Store:
+  """The store of index files that were made elsewhere, still without them."""
+  opened = [work.lines(i) for i in range(len(work.request['shards']))]
+  if len(imported) != len(opened):
     raise ValueError(
-      f'not one of {store.manifest.rows} embeddings is finite: {directory}'
+      f'{len(imported)} index files to import, {list(imported)[:3]}..., for '
+      f'{len(opened)} corpus files: one each, in the same order'
     )
-  (directory / 'index').mkdir(exist_ok=True)
-  store = _index(store, threads)
-  seed = store.manifest.seed
-  found = index_lib.self_check(store, threads=threads, seed=seed)
-  _check_recall(directory, found, min_recall)
-  manifest = dataclasses.replace(store.manifest, self_check=found)
-  begun.write(directory / store_lib.MANIFEST, manifest.to_json())
+  left_out = [
+    index_files.not_finite(
+      path, len(lines), work.request['dim'], work.options.metric
+    )
+    for path, (lines, _) in zip(imported, opened, strict=True)
+  ]
+  return _store(work, opened, left_out, [0] * len(opened))
 
 
 def _embed(work: _Work) -> store_lib.Store:
   """The store as it is with all its vectors, and without an index."""
   opened = [work.lines(i) for i in range(len(work.request['shards']))]
-  corpus = jsonl.Corpus([lines for lines, _ in opened])
-  work.embed([(i, x, range(len(x))) for i, x in enumerate(corpus.shards)])
+  shards = [lines for lines, _ in opened]
+  jsonl.Corpus(shards)  # Refuses an empty one, before anything is embedded.
+  work.embed([(i, x, range(len(x))) for i, x in enumerate(shards)])
+  found = [
+    shards_lib.left_out(
+      work.vectors(i, len(lines)), lines, work.options.on_error
+    )
+    for i, lines in enumerate(shards)
+  ]
+  return _store(work, opened, *zip(*found, strict=True))
+
+
+def _store(work: _Work, opened, left_out, malformed) -> store_lib.Store:
+  fields = {k: v for k, v in work.request.items() if k != 'imported'}
   shards = tuple(
     store_lib.Shard(
-      **fields,
+      **shard,
       text=text,
       rows=len(lines),
-      malformed=0,
-      left_out=(),
-      index_bytes=0,
+      malformed=malformed[i],
+      left_out=left_out[i],
+      imported=work.request['imported'],
     )
-    for fields, (lines, text) in zip(
-      work.request['shards'], opened, strict=True
+    for i, (shard, (lines, text)) in enumerate(
+      zip(fields['shards'], opened, strict=True)
     )
   )
-  manifest = store_lib.Manifest(
-    **work.request | {'shards': shards}, self_check={}
-  )
-  store = store_lib.Store(work.directory, manifest, corpus)
-  shards = []
-  for i, shard in enumerate(manifest.shards):
-    left_out, malformed = shards_lib.left_out(
-      store.vectors(i), corpus.shards[i], work.on_error
-    )
-    shards.append(
-      dataclasses.replace(shard, left_out=left_out, malformed=malformed)
-    )
-  return _with_shards(store, shards)
+  manifest = store_lib.Manifest(**fields | {'shards': shards})
+  corpus = jsonl.Corpus([lines for lines, _ in opened])
+  here = tuple(range(len(shards)))
+  return store_lib.Store(work.directory, manifest, corpus, None, here)
 
 
 def _unpack_again(directory: pathlib.Path) -> None:
@@ -253,67 +344,3 @@ def _unpack_again(directory: pathlib.Path) -> None:
       path = os.path.normpath(directory / shard['path'])
       stamp = seekable.Stamp(shard['bytes'], shard['digest'])
       seekable.unpack(path, stamp, os.path.dirname(text))
-
-
-def _index(store: store_lib.Store, threads: int) -> store_lib.Store:
-  """Writes the index files that are not there yet, with one training for all.
-
-  Indexes with the same codebooks can be merged later.
-  """
-  index_lib.set_threads(threads)
-  trained_path = store.directory / _TRAINED
-  shards = []
-  for i, shard in enumerate(store.manifest.shards):
-    path = store.index_path(i)
-    if shard.searchable and not path.exists():
-      if not trained_path.exists():
-        _write_index(trained_path, _train(store))
-      index = faiss.read_index(str(trained_path))
-      for _, block_BxD in store.vectors(i).blocks():
-        finite = np.isfinite(block_BxD).all(axis=1)
-        index.add(block_BxD[finite].astype(np.float32))
-      _write_index(path, index)
-    size = path.stat().st_size if shard.searchable else 0
-    shards.append(dataclasses.replace(shard, index_bytes=size))
-  return _with_shards(store, shards)
-
-
-def _train(store: store_lib.Store) -> faiss.Index:
-  manifest = store.manifest
-  index = index_lib.create(manifest.dim, manifest.index)
-  if index.is_trained:
-    return index
-  ivf = faiss.try_extract_index_ivf(index)
-  lists = max(ivf.nlist if ivf else 0, 1024)
-  rng = np.random.default_rng(manifest.seed)
-  sample_BxD = index_lib.sample(store, _TRAIN_ROWS_A_LIST * lists, rng)
-  try:
-    index.train(sample_BxD)
-  except RuntimeError as e:
-    raise ValueError(
-      f'index {manifest.index!r} cannot be trained on {len(sample_BxD)} '
-      f'vectors: {e}'
-    ) from e
-  return index
-
-
-def _check_recall(where, found, min_recall: float) -> None:
-  """Refuses, with the numbers, an index that does not find what is near."""
-  error = found['max_distance_error']
-  if found['recall'] < min_recall or error > _MAX_DISTANCE_ERROR:
-    raise ValueError(
-      f'{where}: the index fails its self-check: recall@{found["k"]} '
-      f'{found["recall"]:.4f} (at least {min_recall}), largest distance error '
-      f'{error:.2g} (at most {_MAX_DISTANCE_ERROR})'
-    )
-
-
-def _with_shards(store, shards) -> store_lib.Store:
-  manifest = dataclasses.replace(store.manifest, shards=tuple(shards))
-  return dataclasses.replace(store, manifest=manifest)
-
-
-def _write_index(path: pathlib.Path, index: faiss.Index) -> None:
-  temporary = path.with_name(path.name + '.tmp')
-  faiss.write_index(index, str(temporary))
-  os.replace(temporary, path)

@@ -29,7 +29,8 @@ class Client:
     address: as given.
     info: what the server says of itself: pid, store (its directory), dim, rows
       (documents), searchable (those with a finite vector), embedder (its
-      fingerprint), manifest (the store's fingerprint), index, exact, mapped.
+      fingerprint), manifest (the store's fingerprint), index, metric, exact,
+      in_memory (index files that are not mapped).
 
   Raises:
     ValueError: nobody serves there.
@@ -164,9 +165,12 @@ class Client:
     return ValueError(f'{self._who} {why}: restart it and run this again')
 
 
-def default_address(store_dir: str | os.PathLike) -> str:
-  """Where a user's server of a store listens unless told otherwise."""
-  path = os.path.realpath(store_dir)
+def default_address(store_dir: str | os.PathLike, index: str = '') -> str:
+  """Where a user's server of a store listens unless told otherwise.
+
+  Each index has a server of its own; '' stands for what `store.open` takes.
+  """
+  path = f'{os.path.realpath(store_dir)}\0{index}'
   name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
   return os.path.join(tempfile.gettempdir(), f'tttnn-{os.getuid()}-{name}')
 
@@ -182,7 +186,9 @@ def start(
   store_dir: str | os.PathLike,
   address: str = '',
   *,
+  index: str = '',
   threads: int = 0,
+  gpu: bool = False,
   timeout: float = 600.0,
 ) -> Iterator[Client]:
   """Runs a server as a child process, and yields a client of it.
@@ -192,19 +198,22 @@ def start(
   Args:
     store_dir: a finished store.
     address: path of the socket; '' = `default_address`.
+    index: the one to search, see `store.open`.
     threads: of a search; 0 = every core that this process may use.
+    gpu: whether faiss searches on this machine's GPUs.
     timeout: seconds that the server may take to open the store, and those of
       the client.
 
   Raises:
     ValueError: the server does not come up, in its own words.
   """
-  address = address or default_address(store_dir)
+  address = address or default_address(store_dir, index)
   root = os.path.dirname(os.path.dirname(tttnn.__file__))
   path = os.pathsep.join(filter(None, (root, os.environ.get('PYTHONPATH'))))
   command = [sys.executable, '-m', 'tttnn.datastore.server']
   command += [f'--store={store_dir}', f'--address={address}']
-  command += [f'--threads={threads}', '--owner_fd=0']
+  command += [f'--index={index}', f'--threads={threads}', '--owner_fd=0']
+  command += ['--gpu'] * gpu
   with (
     tempfile.TemporaryFile() as errors,
     subprocess.Popen(

@@ -1,14 +1,17 @@
 """From queries to neighbours: embed, search, look the texts up."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import dataclasses
 import os
+from typing import Any
+from typing import Protocol
 
 import numpy as np
 
-from tttnn.corpus import jsonl
 from tttnn.datastore import client as client_lib
 from tttnn.datastore import embed
 from tttnn.datastore import store as store_lib
@@ -29,41 +32,67 @@ class Neighbor:
   text: str
 
 
+class Searcher(Protocol):
+  """Whatever finds ids: a client of a server, of a cluster, or a device.
+
+  Attributes:
+    info: "searchable", how many vectors there are, for one.
+  """
+
+  info: Mapping[str, Any]
+
+  def check(self, fingerprint: str, dim: int) -> None:
+    """Raises `ValueError` unless an embedder is the one of the store."""
+
+  def search(
+    self, queries_QxD: np.ndarray, k: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """As `engine.Engine.search`."""
+
+
 @contextlib.contextmanager
 def connect(
   store_path: str,
   embedder: embed.Embedder,
   *,
+  index: str = '',
+  search: str = 'faiss',
   address: str = '',
   threads: int = 0,
+  gpu: bool = False,
 ) -> Iterator['Retriever']:
-  """A retriever over the server of a store, for the length of a context.
+  """A retriever over a store, for the length of a context.
 
   Args:
     store_path: what `build` made.
     embedder: the one it was built with.
+    index: the one to search, see `store.open`.
+    search: who does: 'faiss', a server on this host.
     address: of the server; '' uses the one at the store's default address, and
       where none answers there, starts one of its own and stops it afterwards,
       however the context ends.
     threads: of such a server; 0: all cores.
+    gpu: whether such a server searches on GPUs.
 
   Raises:
     ValueError: if there is no store, or no server at `address`, or the store
       was built with another embedder.
   """
-  store = store_lib.open(store_path)
+  if search != 'faiss':
+    raise ValueError(f"store.search={search!r} is not 'faiss'")
+  store = store_lib.open(store_path, index)
+  shared = client_lib.default_address(store_path, index)
   with contextlib.ExitStack() as stack:
-    client = stack.enter_context(_client(store_path, address, threads))
-    yield Retriever(embedder, client, store.corpus)
-
-
-def _client(store_path: str, address: str, threads: int):
-  shared = client_lib.default_address(store_path)
-  if address or client_lib.answers(shared):
-    return client_lib.Client(address or shared)
-  # Our own: another driver must not come to depend on it.
-  own = f'{shared}-{os.getpid()}'
-  return client_lib.start(store_path, own, threads=threads)
+    if address or client_lib.answers(shared):
+      searcher = client_lib.Client(address or shared)
+    else:
+      # Our own: another driver must not come to depend on it.
+      own = f'{shared}-{os.getpid()}'
+      searcher = client_lib.start(
+        store_path, own, index=index, threads=threads, gpu=gpu
+      )
+    searcher = stack.enter_context(searcher)
+    yield Retriever(embedder, searcher, store.corpus.texts)
 
 
 class Retriever:
@@ -72,23 +101,23 @@ class Retriever:
   def __init__(
     self,
     embedder: embed.Embedder,
-    client: client_lib.Client,
-    corpus: jsonl.Corpus,
+    searcher: Searcher,
+    texts: Callable[[Sequence[int]], list[str]],
   ):
     """Checks that store and embedder belong together.
 
     Args:
       embedder: of the queries.
-      client: of the server.
-      corpus: the texts of the store.
+      searcher: of the store.
+      texts: of ids in the store.
 
     Raises:
       ValueError: if the store was built with another embedder.
     """
-    client.check(embedder.fingerprint(), embedder.dim)
+    searcher.check(embedder.fingerprint(), embedder.dim)
     self._embedder = embedder
-    self._client = client
-    self._corpus = corpus
+    self._searcher = searcher
+    self._texts = texts
 
   def __call__(
     self, texts: Sequence[str], k: int, *, exclude: Sequence[str] | None = None
@@ -114,20 +143,18 @@ class Retriever:
     ]
 
   def _search(self, queries_QxD, k: int) -> list[list[Neighbor]]:
-    distances_Qxk, ids_Qxk = self._client.search(queries_QxD, k)
-    return [
-      [
-        Neighbor(int(i), float(d), self._corpus.text(int(i)))
-        for d, i in zip(distances_k, ids_k, strict=True)
-        if i >= 0
-      ]
-      for distances_k, ids_k in zip(distances_Qxk, ids_Qxk, strict=True)
-    ]
+    distances_Qxk, ids_Qxk = self._searcher.search(queries_QxD, k)
+    found = []
+    for distances_k, ids_k in zip(distances_Qxk, ids_Qxk, strict=True):
+      ids = ids_k.tolist()
+      triples = zip(ids, distances_k.tolist(), self._texts(ids), strict=True)
+      found.append([Neighbor(*triple) for triple in triples])
+    return found
 
   def _search_others(
     self, query_D: np.ndarray, k: int, unwanted: str
   ) -> list[Neighbor]:
-    extra, most = 1, self._client.info['searchable']
+    extra, most = 1, self._searcher.info['searchable']
     while True:
       asked = min(k + extra, most)
       found = self._search(query_D[None], asked)[0]

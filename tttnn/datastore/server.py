@@ -24,11 +24,12 @@ import signal
 import socket
 import stat
 import sys
+import time
 from typing import Any
 
 import numpy as np
 
-from tttnn.datastore import index as index_lib
+from tttnn.datastore import engine as engine_lib
 from tttnn.datastore import protocol
 from tttnn.datastore import store as store_lib
 
@@ -37,8 +38,11 @@ def serve(
   store_dir: str | os.PathLike,
   address: str,
   *,
+  index: str = '',
   threads: int = 0,
-  max_batch: int = 4096,
+  max_batch: int = 256,
+  max_wait_ms: float = 0.0,
+  gpu: bool = False,
   owner_fd: int = -1,
   ready: Callable[[dict[str, Any]], None] = lambda info: None,
 ) -> None:
@@ -50,8 +54,11 @@ def serve(
     store_dir: a finished store.
     address: path of the socket, for this user only. A dead server's is
       replaced, a live one's is not.
+    index: the one to search, see `store.open`.
     threads: of a search; 0 = every core that this process may use.
     max_batch: the most queries in one search.
+    max_wait_ms: how long a search may wait for more queries to go with it.
+    gpu: whether faiss searches on this machine's GPUs.
     owner_fd: reading end of a pipe; the server stops when it is closed at the
       other end, so also when the process there was killed. -1 = nobody.
     ready: called once when clients can connect, with what they will be told.
@@ -59,8 +66,8 @@ def serve(
   Raises:
     ValueError: the store cannot be opened, or the address is taken.
   """
-  store = store_lib.open(store_dir)
-  engine = index_lib.Engine(store, threads=threads)
+  store = store_lib.open(store_dir, index)
+  engine = engine_lib.Engine(store, threads=threads, gpu=gpu)
   info = {
     'protocol': protocol.VERSION,
     'pid': os.getpid(),
@@ -70,12 +77,13 @@ def serve(
     'searchable': store.manifest.searchable,
     'embedder': store.manifest.embedder,
     'manifest': store.fingerprint(),
-    'index': store.manifest.index,
+    'index': store.index.spec,
+    'metric': store.manifest.metric,
     'exact': engine.exact,
-    'mapped': engine.mapped,
+    'in_memory': engine.in_memory,
   }
   with _listen(address) as listener, _stop_signals() as signals:
-    server = _Server(engine, info, listener, max_batch)
+    server = _Server(engine, info, listener, max_batch, max_wait_ms / 1000)
     server.watch(signals)
     if owner_fd >= 0:
       server.watch(owner_fd)
@@ -100,10 +108,11 @@ class _Request:
 class _Server:
   """The loop: hear everybody, search one batch, hear everybody again."""
 
-  def __init__(self, engine, info, listener, max_batch: int):
+  def __init__(self, engine, info, listener, max_batch: int, max_wait: float):
     self._engine = engine
     self._info = info
     self._max_batch = max_batch
+    self._max_wait = max_wait
     self._connections: set[_Connection] = set()
     self._pending: list[_Request] = []
     self._counts = {'searches': 0, 'requests': 0, 'queries': 0}
@@ -123,13 +132,29 @@ class _Server:
 
   def run(self) -> None:
     while self._pending or not self._stopping:
-      for key, _ in self._selector.select(0 if self._pending else None):
-        key.data()
+      self._hear(0 if self._pending else None)
+      if self._max_wait:
+        self._wait_for_more()
       if self._pending:
         self._search(self._take_batch())
     for connection in tuple(self._connections):
       self._drop(connection)
     self._selector.close()
+
+  def _hear(self, timeout: float | None) -> None:
+    for key, _ in self._selector.select(timeout):
+      key.data()
+
+  def _wait_for_more(self) -> None:
+    """Hears what comes until a batch is full, or its time is up."""
+    end = time.monotonic() + self._max_wait
+    while (
+      self._pending
+      and not self._stopping
+      and (left := end - time.monotonic()) > 0
+      and sum(len(r.queries_QxD) for r in self._pending) < self._max_batch
+    ):
+      self._hear(left)
 
   def _accept(self, listener: socket.socket) -> None:
     accepted, _ = listener.accept()
@@ -335,7 +360,11 @@ def main() -> None:
   parser = argparse.ArgumentParser(description='Serves searches in a store.')
   parser.add_argument('--store', required=True)
   parser.add_argument('--address', required=True, help='path of the socket')
+  parser.add_argument('--index', default='', help='see store.open()')
   parser.add_argument('--threads', type=int, default=0, help='0 = every core')
+  parser.add_argument('--max_batch', type=int, default=256)
+  parser.add_argument('--max_wait_ms', type=float, default=0.0)
+  parser.add_argument('--gpu', action='store_true', help='search on GPUs')
   parser.add_argument('--owner_fd', type=int, default=-1, help='see serve()')
   flags = parser.parse_args()
 
@@ -347,7 +376,11 @@ def main() -> None:
     serve(
       flags.store,
       flags.address,
+      index=flags.index,
       threads=flags.threads,
+      max_batch=flags.max_batch,
+      max_wait_ms=flags.max_wait_ms,
+      gpu=flags.gpu,
       owner_fd=flags.owner_fd,
       ready=ready,
     )

@@ -5,7 +5,13 @@
           checks/00.npy     uint32 [rows], the lines' CRC-32
           text/             plain form of corpus files that are compressed
           vectors/00/       zarr3 array [rows, dim], uncompressed
-          index/00.faiss    over the rows whose vectors are finite
+          index/Flat/       an index over the rows whose vectors are finite:
+                00.faiss    one file a shard, and
+                index.json  written last
+
+Indexes stand beside each other, one directory each. Where the vectors are not
+kept they are read from the Flat index, which is nothing but them. Files that
+were made elsewhere stay where they are: index.json says where.
 
 A document's id is its global line number over the shards in manifest order.
 Nothing in a store depends on the time, the machine or how often building was
@@ -15,6 +21,7 @@ A corpus file that changes is noticed by its size and a digest of parts of it
 when a store is opened, and by a line's checksum when a text is read.
 """
 
+from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
@@ -23,6 +30,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -30,8 +38,10 @@ import numpy as np
 from tttnn.corpus import jsonl
 from tttnn.corpus import seekable
 
-VERSION = 2
+VERSION = 3
 MANIFEST = 'manifest.json'
+INDEX = 'index.json'
+FLAT = 'Flat'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Shard:
     left_out: rows whose vectors hold NaN or infinity, or that have no text and
       so NaN for a vector; they are stored as they are, but not indexed, so that
       no search returns them.
-    index_bytes: size of the index file; 0 = nothing to index, so no file.
+    imported: whether the index holds every row, those left out too.
   """
 
   path: str
@@ -58,11 +68,15 @@ class Shard:
   rows: int
   malformed: int
   left_out: tuple[int, ...]
-  index_bytes: int
+  imported: bool
 
   @property
   def searchable(self) -> int:
     return self.rows - len(self.left_out)
+
+  @property
+  def indexed(self) -> int:
+    return self.rows if self.imported else self.searchable
 
   @functools.cached_property
   def _skips(self) -> np.ndarray:
@@ -70,9 +84,13 @@ class Shard:
     return left_out - np.arange(len(left_out))
 
   def row_of(self, positions: np.ndarray) -> np.ndarray:
-    """Rows of positions in the index, which counts searchable rows only."""
+    """Rows of positions in an index."""
+    return positions if self.imported else self.searchable_row(positions)
+
+  def searchable_row(self, numbers: np.ndarray) -> np.ndarray:
+    """The rows of those that can be found, counted among themselves."""
     # The i-th row left out comes before position left_out[i] - i.
-    return positions + np.searchsorted(self._skips, positions, side='right')
+    return numbers + np.searchsorted(self._skips, numbers, side='right')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +101,12 @@ class Manifest:
     version: of this layout.
     embedder: fingerprint of whatever made the vectors.
     dim: width of a vector.
-    metric: 'l2'.
+    metric: see `tttnn.datastore.metric`.
     dtype: of the stored vectors, 'float32' or 'float16'.
     block: rows of a chunk of the vectors, embedded together.
-    index: faiss factory string, then parameters after a ';'.
     seed: of the training and self-check samples.
+    keep_vectors: whether vectors/ stays once there is a Flat index.
     shards: the corpus files, in id order.
-    self_check: what the check after building found, see `index.self_check`.
   """
 
   version: int
@@ -98,10 +115,9 @@ class Manifest:
   metric: str
   dtype: str
   block: int
-  index: str
   seed: int
+  keep_vectors: bool
   shards: tuple[Shard, ...]
-  self_check: Mapping[str, float]
 
   @property
   def rows(self) -> int:
@@ -174,52 +190,212 @@ class Vectors:
 
 
 @dataclasses.dataclass(frozen=True)
+class FlatVectors:
+  """The vectors of one shard, read from its Flat index: see `Vectors`.
+
+  faiss writes them last, in the order of the rows that it holds.
+
+  Attributes:
+    path: of the index file.
+    shard: in the manifest.
+    dim: width of a vector.
+    block: rows that `blocks` gives at once.
+  """
+
+  path: pathlib.Path
+  shard: Shard
+  dim: int
+  block: int
+  dtype: str = 'float32'
+
+  @property
+  def rows(self) -> int:
+    return self.shard.rows
+
+  def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+    for begin in range(0, self.rows, self.block):
+      rows = np.arange(begin, min(begin + self.block, self.rows))
+      yield begin, self.gather(rows)
+
+  def gather(self, rows: np.ndarray) -> np.ndarray:
+    if self.shard.imported:
+      return self._flat_NxD[rows]
+    left_out = np.array(self.shard.left_out, np.int64)
+    positions = rows - np.searchsorted(left_out, rows)
+    inside = ~np.isin(rows, left_out)
+    result = np.full((len(rows), self.dim), np.nan, np.float32)
+    result[inside] = self._flat_NxD[positions[inside]]
+    return result
+
+  @functools.cached_property
+  def _flat_NxD(self) -> np.ndarray:
+    shape = self.shard.indexed, self.dim
+    begin = self.path.stat().st_size - 4 * shape[0] * shape[1]
+    return np.asarray(np.memmap(self.path, '<f4', 'r', begin, shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+  """An index over the vectors of a store.
+
+  Attributes:
+    spec: faiss factory string, then parameters of searches after a ';'.
+    files: of each shard, relative to the store; '' = nothing to index.
+    bytes: size of each.
+    self_check: what the check after building found, see `index.self_check`.
+  """
+
+  spec: str
+  files: tuple[str, ...]
+  bytes: tuple[int, ...]
+  self_check: Mapping[str, float]
+
+  def to_json(self) -> bytes:
+    return to_json(dataclasses.asdict(self))
+
+  @classmethod
+  def from_fields(cls, fields: dict[str, Any]) -> 'Index':
+    files, sizes = tuple(fields['files']), tuple(fields['bytes'])
+    return cls(**fields | {'files': files, 'bytes': sizes})
+
+
+@dataclasses.dataclass(frozen=True)
 class Store:
-  """A store's manifest and texts, and where its other parts are."""
+  """A store's manifest and texts, and where its other parts are.
+
+  Attributes:
+    directory: resolved.
+    manifest: of all shards.
+    corpus: the texts of the shards that are here.
+    index: the one that is searched; None while there is none.
+    here: numbers of the shards that were opened.
+  """
 
   directory: pathlib.Path
   manifest: Manifest
   corpus: jsonl.Corpus
+  index: Index | None
+  here: tuple[int, ...]
 
-  def vectors(self, shard: int) -> Vectors:
+  def vectors(self, shard: int) -> Vectors | FlatVectors:
+    """Those of a shard.
+
+    Raises:
+      ValueError: they were not kept, and there is no Flat index.
+    """
     m = self.manifest
     path = vectors_path(self.directory, shard)
-    return Vectors(path, m.shards[shard].rows, m.dim, m.dtype, m.block)
+    if path.exists() or not m.shards[shard].rows:
+      return Vectors(path, m.shards[shard].rows, m.dim, m.dtype, m.block)
+    flat = self.index
+    if not flat or flat.spec.partition(';')[0] != FLAT:
+      flat = read_index(self.directory, FLAT)
+    path = pathlib.Path(os.path.normpath(self.directory / flat.files[shard]))
+    check_size(path, flat.bytes[shard])
+    return FlatVectors(path, m.shards[shard], m.dim, m.block)
 
   def index_path(self, shard: int) -> pathlib.Path:
-    return self.directory / 'index' / f'{shard:02}.faiss'
+    """The index file of a shard."""
+    return pathlib.Path(
+      os.path.normpath(self.directory / self.index.files[shard])
+    )
 
   def fingerprint(self) -> str:
-    """SHA-256 of the manifest, hexadecimal."""
-    return hashlib.sha256(self.manifest.to_json()).hexdigest()
+    """SHA-256 of manifest and index, hexadecimal."""
+    both = self.manifest.to_json() + self.index.to_json()
+    return hashlib.sha256(both).hexdigest()
 
 
-def open(directory: str | os.PathLike) -> Store:
+def open(
+  directory: str | os.PathLike,
+  index: str = '',
+  shards: Collection[int] | None = None,
+) -> Store:
   """Opens a finished store and checks that its files are those it was built of.
 
+  Args:
+    directory: of the store.
+    index: the one to search: its factory string, with or without parameters
+      after a ';', which replace those it was built with. '': Flat, or where
+      there is none, the only one.
+    shards: numbers of those whose files are here; None: all.
+
   Raises:
-    ValueError: no manifest, another layout version, a file of the store that
-      is missing or not as long as it was, or a corpus file that has changed or
-      is missing, but for one whose plain form is there.
+    ValueError: no manifest, another layout version, no such index, a file of
+      the store that is missing or not as long as it was, or a corpus file that
+      has changed or is missing, but for one whose plain form is there.
   """
   directory = pathlib.Path(os.path.realpath(directory))
+  manifest = read_manifest(directory)
+  count = len(manifest.shards)
+  here = tuple(range(count) if shards is None else sorted(shards))
+  if here and not 0 <= here[0] <= here[-1] < count:
+    raise ValueError(f'shards {here} of a store with {count}: {directory}')
+  texts = corpus(directory, manifest, here)
+  chosen = _choose(directory, index)
+  store = Store(directory, manifest, texts, chosen, here)
+  for i in here:
+    if chosen.files[i]:
+      check_size(store.index_path(i), chosen.bytes[i])
+  return store
+
+
+def corpus(
+  directory: pathlib.Path, manifest: Manifest, here: Collection[int]
+) -> jsonl.Corpus:
+  """The texts of those shards that are here; errors as of `open`."""
+  lines = [
+    _open_shard(directory, i, shard) if i in here else None
+    for i, shard in enumerate(manifest.shards)
+  ]
+  return jsonl.Corpus(lines, [shard.rows for shard in manifest.shards])
+
+
+def read_manifest(directory: pathlib.Path) -> Manifest:
+  """The manifest alone; `ValueError` for none, or one of another version."""
   path = directory / MANIFEST
   if not path.exists():
     raise ValueError(f'no finished store in {directory}: no {MANIFEST} there')
   fields = read_json(path)
   if fields.get('version') != VERSION:
     raise ValueError(
-      f'{path} has version {fields.get("version")}, this program {VERSION}'
+      f'{path} has version {fields.get("version")}, this program {VERSION}: '
+      'build it again'
     )
-  manifest = Manifest.from_fields(fields)
-  lines = [
-    _open_shard(directory, i, shard) for i, shard in enumerate(manifest.shards)
-  ]
-  store = Store(directory, manifest, jsonl.Corpus(lines))
-  for i, shard in enumerate(manifest.shards):
-    if shard.searchable:
-      check_size(store.index_path(i), shard.index_bytes)
-  return store
+  return Manifest.from_fields(fields)
+
+
+def indexes(directory: pathlib.Path) -> list[str]:
+  """The specs of the finished indexes of a store."""
+  paths = sorted((directory / 'index').glob(f'*/{INDEX}'))
+  return [read_json(path)['spec'] for path in paths]
+
+
+def index_dir(directory: pathlib.Path, spec: str) -> pathlib.Path:
+  """Where an index lies; parameters of searches do not count."""
+  factory = spec.partition(';')[0]
+  return directory / 'index' / re.sub(r'[^A-Za-z0-9]+', '_', factory).strip('_')
+
+
+def read_index(directory: pathlib.Path, spec: str) -> Index:
+  """A finished index; `ValueError` names those there are."""
+  path = index_dir(directory, spec) / INDEX
+  found = Index.from_fields(read_json(path)) if path.exists() else None
+  factory, _, parameters = spec.partition(';')
+  if found is None or found.spec.partition(';')[0] != factory:
+    there = ', '.join(map(repr, indexes(directory))) or 'none'
+    raise ValueError(
+      f'{directory} has no finished index {factory!r}; there is {there}: '
+      'build with this store.index'
+    )
+  return dataclasses.replace(found, spec=spec) if parameters else found
+
+
+def _choose(directory: pathlib.Path, spec: str) -> Index:
+  if not spec:
+    there = indexes(directory)
+    spec = there[0] if len(there) == 1 else FLAT
+  return read_index(directory, spec)
 
 
 def _open_shard(

@@ -14,6 +14,7 @@ from tttnn.corpus import sample
 from tttnn.datastore import begun
 from tttnn.datastore import build
 from tttnn.datastore import embed
+from tttnn.reporting import tables
 
 
 def run(config, workdir: str) -> None:
@@ -31,6 +32,14 @@ def run(config, workdir: str) -> None:
   part = begun.Part(options.shard, options.begin, options.end)
   if part == begun.Part():
     part = None
+  imported = ()
+  if options.import_index:
+    imported = jsonl.expand(options.import_index)
+    if part:
+      raise ValueError(
+        f'build.import_index={options.import_index!r} leaves nothing to embed '
+        f'in {part}'
+      )
   device.keep_compiled_programs()
   embedder = embed.load(**config.embedder)
 
@@ -54,15 +63,9 @@ def run(config, workdir: str) -> None:
       vectors,
       dim=embedder.dim,
       fingerprint=embedder.fingerprint(),
-      index=config.store.index,
-      dtype=config.store.dtype,
-      block=options.block,
-      min_recall=config.store.min_recall,
-      seed=config.seed,
-      threads=config.serve.threads or os.cpu_count(),
-      on_error=config.corpus.on_error,
-      cache=config.corpus.cache,
+      options=_options(config),
       part=part,
+      imported=imported,
       progress=progress,
     )
   if store is None:
@@ -74,12 +77,44 @@ def run(config, workdir: str) -> None:
   manifest = store.manifest
   print(
     f'build: {path}: {manifest.rows:,} documents, {manifest.dim} dimensions, '
-    f'index {manifest.index}'
+    f'index {store.index.spec}'
   )
+  others = manifest.rows - manifest.searchable - manifest.malformed
   if manifest.malformed:
     print(f'  {manifest.malformed:,} malformed lines were left out')
-  for name, value in manifest.self_check.items():
-    print(f'  {name:<20} {value:g}')
+  if others:
+    print(f'  {others:,} embeddings that are not finite were left out')
+  print(tables.render_text(_check_table(store.index.self_check)))
+
+
+def _options(config) -> build.Options:
+  return build.Options(
+    index=config.store.index or 'Flat',
+    metric=config.store.metric,
+    dtype=config.store.dtype,
+    block=config.build.block,
+    seed=config.seed,
+    keep_vectors=config.store.keep_vectors,
+    min_recall=config.store.min_recall,
+    on_error=config.corpus.on_error,
+    cache=config.corpus.cache,
+    threads=config.serve.threads,
+  )
+
+
+def _check_table(found) -> list[list[str]]:
+  return [
+    ['self-check', 'found'],
+    [
+      f'recall@1 of {found["queries"]} stored vectors',
+      f'{found["recall_at_1"]:.4f}',
+    ],
+    [f'recall@{found["k"]}', f'{found["recall"]:.4f}'],
+    [
+      'largest relative error of a distance',
+      f'{found["max_distance_error"]:.1e}',
+    ],
+  ]
 
 
 def _dry_run(config, embedder, vectors, shards) -> None:

@@ -32,6 +32,7 @@ from tttnn.scoring import results as results_lib
 from tttnn.scoring import rolling
 
 METHODS = ('base', 'ttt')
+_BATCH = 64  # Documents of one search.
 
 
 def run(config, workdir: str) -> None:
@@ -183,42 +184,46 @@ def _works(
   `task` is that of the document before the first; where eval.tasks names tasks,
   each begins afresh.
   """
-  for document in documents:
-    case = model.case(document, config.eval.protocol, config.eval.split_prefix)
+  wanted = config.retrieval.neighbors if config.method == 'ttt' else 0
+  for batch in prefetch.batches(documents, _BATCH):
+    cases = [
+      model.case(document, config.eval.protocol, config.eval.split_prefix)
+      for document in batch
+    ]
     begin = time.monotonic()
-    found = find(case)
-    retrieved = time.monotonic()
-    chosen = select.within(
-      found,
-      minimum=config.retrieval.min_distance,
-      maximum=config.retrieval.max_distance,
-    )
-    selected = time.monotonic()
-    wanted = config.retrieval.neighbors if config.method == 'ttt' else 0
-    row = {
-      'doc_id': document.doc_id,
-      'task': document.task,
-      'method': config.method,
-      'protocol': config.eval.protocol,
-      'num_bytes': case.num_bytes,
-      'num_words': case.num_words,
-      'num_tokens': len(case.tokens),
-      'neighbors': [{'id': n.id, 'distance': n.distance} for n in chosen],
-      'missing_neighbors': wanted - len(chosen),
-      'seconds': {
-        'retrieve': retrieved - begin,
-        'select': selected - retrieved,
-      },
-    }
-    yield schedule.Work(
-      key=row,
-      document=model.scored(case),
-      neighbors=model.trained([neighbor.text for neighbor in chosen]),
-      counts=counts,
-      number=neighbors.number(document),
-      afresh=bool(config.eval.tasks) and document.task != task,
-    )
-    task = document.task
+    found = find(cases)
+    retrieve = (time.monotonic() - begin) / len(batch)
+    for document, case, nearest in zip(batch, cases, found, strict=True):
+      begin = time.monotonic()
+      chosen = select.within(
+        nearest,
+        minimum=config.retrieval.min_distance,
+        maximum=config.retrieval.max_distance,
+      )
+      row = {
+        'doc_id': document.doc_id,
+        'task': document.task,
+        'method': config.method,
+        'protocol': config.eval.protocol,
+        'num_bytes': case.num_bytes,
+        'num_words': case.num_words,
+        'num_tokens': len(case.tokens),
+        'neighbors': [{'id': n.id, 'distance': n.distance} for n in chosen],
+        'missing_neighbors': wanted - len(chosen),
+        'seconds': {
+          'retrieve': retrieve,
+          'select': time.monotonic() - begin,
+        },
+      }
+      yield schedule.Work(
+        key=row,
+        document=model.scored(case),
+        neighbors=model.trained([neighbor.text for neighbor in chosen]),
+        counts=counts,
+        number=neighbors.number(document),
+        afresh=bool(config.eval.tasks) and document.task != task,
+      )
+      task = document.task
 
 
 def _row(row: dict, outcome: ttt.Outcome) -> dict:

@@ -173,7 +173,7 @@ def _rows(
     }
     if pool:
       chosen = select.within(
-        find(model.case(document, 'whole', 0)),
+        *find([model.case(document, 'whole', 0)]),
         minimum=config.retrieval.min_distance,
         maximum=config.retrieval.max_distance,
       )

@@ -21,7 +21,7 @@ from tttnn.datastore import store as store_lib
 
 _SAMPLE = 64  # Texts that an estimate looks at.
 
-Find = Callable[[documents_lib.Case], list[retrieve.Neighbor]]
+Find = Callable[[Sequence[documents_lib.Case]], list[list[retrieve.Neighbor]]]
 
 
 @contextlib.contextmanager
@@ -30,7 +30,7 @@ def finder(
   documents: Sequence[documents_lib.Document],
   done: Collection[str | int],
 ) -> Iterator[Find]:
-  """Finds a case's neighbours, nearest first, for the length of a context.
+  """Finds neighbours of cases, nearest first, for the length of a context.
 
   Args:
     config: its method, retrieval, store, embedder and serve sections.
@@ -41,15 +41,15 @@ def finder(
     ValueError: for a wrong setting, store, server or file of neighbours.
   """
   if config.method == 'base':
-    yield lambda case: []
+    yield lambda cases: [[] for _ in cases]
     return
   k = config.retrieval.neighbors
   with contextlib.ExitStack() as stack:
     if config.retrieval.replay:
       replay = _replay(config, documents)
 
-      def find(case):
-        return replay(case.document.doc_id, k)
+      def find(cases):
+        return [replay(case.document.doc_id, k) for case in cases]
     else:
       find = _search(config, stack)
     if config.retrieval.save:
@@ -88,7 +88,7 @@ def open_store(config) -> store_lib.Store:
       f'method={config.method!r} needs store.path (what `build` made) or '
       'retrieval.replay'
     )
-  return store_lib.open(config.store.path)
+  return store_lib.open(config.store.path, config.store.index)
 
 
 def number(document: documents_lib.Document) -> int:
@@ -138,26 +138,36 @@ def _search(config, stack: contextlib.ExitStack) -> Find:
       f'retrieval.neighbors={k}, but the store {config.store.path} has {rows} '
       'documents'
     )
-  retriever = stack.enter_context(
-    retrieve.connect(
-      config.store.path,
-      embed.load(**config.embedder),
-      address=config.store.address,
-      threads=config.serve.threads,
-    )
-  )
+  search = stack.enter_context(retriever(config))
 
-  def find(case):
-    own = [case.document.text] if config.retrieval.exclude_self else None
-    return retriever([case.query], k, exclude=own)[0]
+  def find(cases):
+    own = None
+    if config.retrieval.exclude_self:
+      own = [case.document.text for case in cases]
+    return search([case.query for case in cases], k, exclude=own)
 
   return find
 
 
+def retriever(config) -> contextlib.AbstractContextManager[retrieve.Retriever]:
+  """Over the store of the run, for the length of a context."""
+  store = config.store
+  return retrieve.connect(
+    store.path,
+    embed.load(**config.embedder),
+    index=store.index,
+    search=store.search,
+    address=store.address,
+    threads=config.serve.threads,
+    gpu=config.serve.gpu,
+  )
+
+
 def _saving(find: Find, saver: replay_lib.Saver) -> Find:
-  def find_and_save(case):
-    neighbors = find(case)
-    saver.append(case.document.doc_id, neighbors)
-    return neighbors
+  def find_and_save(cases):
+    found = find(cases)
+    for case, neighbors in zip(cases, found, strict=True):
+      saver.append(case.document.doc_id, neighbors)
+    return found
 
   return find_and_save

@@ -6,7 +6,10 @@ import sys
 import tqdm
 
 from tttnn import files
+from tttnn import prefetch
 from tttnn.datastore import client as client_lib
+
+_BATCH = 64  # Texts of one search.
 
 
 def run(config, workdir: str) -> None:
@@ -27,7 +30,9 @@ def run(config, workdir: str) -> None:
 
 
 def _address(config) -> str:
-  return config.store.address or client_lib.default_address(config.store.path)
+  return config.store.address or client_lib.default_address(
+    config.store.path, config.store.index
+  )
 
 
 def _status(config) -> None:
@@ -49,9 +54,8 @@ def _search(config) -> None:
   # Only a search needs the embedder, and with it JAX.
   from tttnn import device
   from tttnn.corpus import documents
-  from tttnn.datastore import embed
   from tttnn.datastore import replay
-  from tttnn.datastore import retrieve
+  from tttnn.jobs import neighbors
 
   query = config.query
   if bool(query.text) == bool(query.input):
@@ -62,20 +66,20 @@ def _search(config) -> None:
     texts = documents.read(query.input)
   device.keep_compiled_programs()
   k = config.retrieval.neighbors
-  with retrieve.connect(
-    config.store.path,
-    embed.load(**config.embedder),
-    address=config.store.address,
-    threads=config.serve.threads,
-  ) as retriever:
+  with neighbors.retriever(config) as retriever:
     if not query.output:
       for text in texts:
         _show(text.doc_id, retriever([text.text], k)[0])
       return
-    with files.atomic(query.output) as file:
-      for text in tqdm.tqdm(texts, desc='query', unit=' texts'):
-        found = retriever([text.text], k)[0]
-        file.write(replay.line(text.doc_id, found).encode())
+    with (
+      files.atomic(query.output) as file,
+      tqdm.tqdm(total=len(texts), desc='query', unit=' texts') as bar,
+    ):
+      for batch in prefetch.batches(texts, _BATCH):
+        found = retriever([text.text for text in batch], k)
+        for text, nearest in zip(batch, found, strict=True):
+          file.write(replay.line(text.doc_id, nearest).encode())
+        bar.update(len(batch))
   print(f'query: {query.output}: {len(texts)} texts, {k} neighbours each')
 
 

@@ -14,11 +14,13 @@ def run(config, workdir: str) -> None:
   path = config.store.path
   if not path:
     raise ValueError('serve needs store.path, what `build` made')
-  address = config.store.address or client.default_address(path)
+  address = config.store.address or client.default_address(
+    path, config.store.index
+  )
   print(f'serve: {path} at {address}; Ctrl-C or query.action=shutdown ends it')
   server.serve(
     path,
     address,
-    threads=config.serve.threads,
-    max_batch=config.serve.max_batch,
+    index=config.store.index,
+    **config.serve,
   )

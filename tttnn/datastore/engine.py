@@ -1,0 +1,217 @@
+"""Nearest neighbours over the shards of a store, in this process.
+
+Flat is exact, with ties in id order, whatever the batch and the threads: what a
+scan in float32 finds are only candidates. Their distances are computed again in
+float64 from the vectors themselves, and a bound on the rounding of the scan
+says whether another row could still belong to the k nearest. If one could, a
+second scan takes every row within that bound.
+
+All other indexes are approximate: their candidates are ranked by the exact
+distances, but a row that the index does not propose is not found.
+"""
+
+from collections.abc import Sequence
+
+import faiss
+import numpy as np
+
+from tttnn.datastore import index as index_lib
+from tttnn.datastore import metric as metric_lib
+from tttnn.datastore import scan as scan_lib
+from tttnn.datastore import store as store_lib
+
+_GATHER_ROWS = 1 << 14
+
+
+class Engine:
+  """Search over the shards of a store that are here.
+
+  Args:
+    store: an opened store, with its index.
+    threads: of a search, see `index.set_threads`.
+    gpu: whether faiss searches on this machine's GPUs.
+
+  Attributes:
+    exact: whether every answer is.
+    in_memory: names of index files that faiss cannot map, so that they take
+      anonymous memory.
+    count: searchable vectors.
+
+  Raises:
+    ValueError: an index file that is not of this store, or GPUs that are not
+      there.
+  """
+
+  def __init__(
+    self, store: store_lib.Store, *, threads: int, gpu: bool = False
+  ):
+    index_lib.set_threads(threads)
+    manifest = store.manifest
+    self._metric, self._dim = manifest.metric, manifest.dim
+    self._spec = store.index.spec
+    first_ids = np.cumsum([0] + [shard.rows for shard in manifest.shards])
+    self._shards = [
+      _Shard(store, i, first_ids[i], gpu)
+      for i in store.here
+      if manifest.shards[i].searchable
+    ]
+    self.count = sum(shard.count for shard in self._shards)
+    self.exact = all(shard.exact for shard in self._shards)
+    self.in_memory = [shard.name for shard in self._shards if not shard.mapped]
+
+  def check(self, queries: np.ndarray, k: int) -> None:
+    """Raises the `ValueError` that `search` would, but for too few found."""
+    check(queries, k, self._dim, self.count)
+
+  def search(
+    self, queries_QxD: np.ndarray, k: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest rows of each query.
+
+    Args:
+      queries_QxD: finite, cast to float32; prepared here for the metric.
+      k: number of neighbours.
+
+    Returns:
+      distances_Qxk: float32, ascending, see `metric`; ids_Qxk: int64, ascending
+      where distances are equal.
+
+    Raises:
+      ValueError: another dim, a query that is not finite, k below 1 or above
+        the number of searchable rows, or an approximate index that found less.
+    """
+    queries_QxD = np.ascontiguousarray(queries_QxD, np.float32)
+    self.check(queries_QxD, k)
+    queries_QxD = metric_lib.prepared_queries(self._metric, queries_QxD)
+    found = [shard.search(queries_QxD, k) for shard in self._shards]
+    return merge(found, len(queries_QxD), k, self._spec)
+
+
+def check(queries: np.ndarray, k: int, dim: int, count: int) -> None:
+  """Raises `ValueError` for queries or a k that no search can answer."""
+  if queries.ndim != 2 or queries.shape[1] != dim:
+    raise ValueError(
+      f'queries of shape {list(queries.shape)} for a store of dim {dim}'
+    )
+  if not 1 <= k <= count:
+    raise ValueError(
+      f'{k} neighbours asked of a store with {count} searchable vectors'
+    )
+  bad = np.flatnonzero(~np.isfinite(queries).all(axis=1))
+  if bad.size:
+    raise ValueError(f'query {bad[0]} of {len(queries)} is not finite')
+
+
+def merge(
+  found: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]],
+  queries: int,
+  k: int,
+  spec: str,
+) -> tuple[np.ndarray, np.ndarray]:
+  """The k nearest of what each shard found for each query.
+
+  Args:
+    found: a shard's (distances, ids) of every query.
+    queries: how many there are.
+    k: number of neighbours.
+    spec: of the index, for the error.
+
+  Returns:
+    As `Engine.search`.
+
+  Raises:
+    ValueError: all together are less than k.
+  """
+  distances_Qxk = np.empty((queries, k), np.float32)
+  ids_Qxk = np.empty((queries, k), np.int64)
+  for q, parts in enumerate(zip(*found, strict=True)):
+    distances, ids = map(np.concatenate, zip(*parts, strict=True))
+    if len(ids) < k:
+      raise ValueError(
+        f'index {spec!r} found {len(ids)} of {k} neighbours: search more of it '
+        '(such as IVF64,Flat;nprobe=16)'
+      )
+    order = np.lexsort((ids, distances))[:k]
+    distances_Qxk[q], ids_Qxk[q] = distances[order], ids[order]
+  return distances_Qxk, ids_Qxk
+
+
+class _Shard:
+  """The index of one shard: candidates, ranked exactly."""
+
+  def __init__(self, store: store_lib.Store, number: int, first_id: int, gpu):
+    manifest = store.manifest
+    shard = manifest.shards[number]
+    path = store.index_path(number)
+    self.index = index_lib.load(path, store.index.spec)
+    index_lib.set_parameters(self.index, store.index.spec)
+    self.name = path.name
+    rows = shard.indexed
+    if (self.index.ntotal, self.index.d) != (rows, manifest.dim):
+      raise ValueError(
+        f'{path} holds {self.index.ntotal} vectors of dim {self.index.d}, the '
+        f'manifest {rows} of dim {manifest.dim}'
+      )
+    self.count = shard.searchable
+    self._metric = manifest.metric
+    if self.index.metric_type != index_lib.METRICS[self._metric]:
+      raise ValueError(
+        f'{path} is of faiss metric {self.index.metric_type}, the store of '
+        f'{self._metric}, {index_lib.METRICS[self._metric]} there'
+      )
+    self.mapped = index_lib.is_mapped(self.index)
+    self._first_id = first_id
+    self._rows = shard.row_of
+    # What a GPU multiplies with may round more than the bound allows for.
+    self.exact = isinstance(self.index, faiss.IndexFlat) and not gpu
+    if self.exact:
+      self._flat_NxD = index_lib.flat_vectors(self.index)
+      self._scan = scan_lib.Scan(self._flat_NxD, self._metric == 'l2')
+    else:
+      self._vectors = store.vectors(number)
+    if gpu:
+      self.index = index_lib.on_gpu(self.index)
+
+  def search(self, queries_QxD: np.ndarray, k: int):
+    """(float32 distances, int64 ids) for every query, nearest first.
+
+    Exact: at least the min(k, count) nearest. Otherwise what the index found.
+    """
+    k = min(k, self.count)
+    width = min(2 * k + 16, self.count)
+    if self.exact:
+      scores_QxW, positions_QxW = self._scan.nearest(queries_QxD, width)
+    else:
+      scores_QxW, positions_QxW = self.index.search(queries_QxD, width)
+    largest = 0.0
+    if self.exact and self._metric != 'l2' and width < self.count:
+      largest = self._scan.largest_norm()
+    results = []
+    for query_D, scores, positions in zip(
+      queries_QxD, scores_QxW, positions_QxW, strict=True
+    ):
+      positions = positions[positions >= 0]
+      distances = self._distances(query_D, positions)
+      if self.exact and width < self.count:
+        kth = np.partition(distances, k - 1)[k - 1]
+        limit = metric_lib.limit(self._metric, query_D, kth, largest)
+        if scores.max() <= limit:
+          positions = self._scan.within(query_D, limit)
+          distances = self._distances(query_D, positions)
+      ids = self._rows(positions) + self._first_id
+      order = np.lexsort((ids, distances))[:k]
+      results.append((distances[order], ids[order]))
+    return results
+
+  def _distances(self, query_D, positions: np.ndarray) -> np.ndarray:
+    result = np.empty(len(positions), np.float32)
+    for begin in range(0, len(positions), _GATHER_ROWS):
+      part = positions[begin : begin + _GATHER_ROWS]
+      if self.exact:
+        vectors_NxD = self._flat_NxD[part]
+      else:
+        vectors_NxD = self._vectors.gather(self._rows(part))
+      result[begin : begin + len(part)] = metric_lib.distances(
+        self._metric, query_D, vectors_NxD
+      )
+    return result

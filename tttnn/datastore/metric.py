@@ -1,0 +1,89 @@
+"""How far a vector is from a query, under each metric of a store.
+
+    l2       |q - x|
+    ip       -qx, so that the nearest come first here too
+    cosine   1 - qx of vectors of length 1, which building and searching make
+
+Distances are computed in float64 from the two vectors, row by row, and rounded
+to float32: they do not depend on the batch, the index or the threads. Scans
+compare scores in float32, `|x|^2 / 2 - qx` or `-qx`, which order rows as
+distances do but for rounding; `limit` says how far that may reach.
+"""
+
+import numpy as np
+
+METRICS = ('l2', 'ip', 'cosine')
+
+
+def check(metric: str) -> None:
+  """Raises `ValueError` unless it is one of METRICS."""
+  if metric not in METRICS:
+    raise ValueError(
+      f'store.metric={metric!r} is not one of {", ".join(METRICS)}'
+    )
+
+
+def prepared(metric: str, vectors_NxD: np.ndarray) -> np.ndarray:
+  """What is stored, or searched with, in place of vectors, float32 [N, D].
+
+  For cosine they get length 1; one of length 0 becomes NaN, as it has no
+  direction.
+  """
+  vectors_NxD = np.ascontiguousarray(vectors_NxD, np.float32)
+  if metric != 'cosine':
+    return vectors_NxD
+  wide_NxD = vectors_NxD.astype(np.float64)
+  norms_Nx1 = np.sqrt(np.square(wide_NxD).sum(axis=1, keepdims=True))
+  with np.errstate(divide='ignore', invalid='ignore'):
+    return (wide_NxD / norms_Nx1).astype(np.float32)
+
+
+def prepared_queries(metric: str, queries_QxD: np.ndarray) -> np.ndarray:
+  """`prepared`; `ValueError` for a query that cannot be."""
+  queries_QxD = prepared(metric, queries_QxD)
+  bad = np.flatnonzero(~np.isfinite(queries_QxD).all(axis=1))
+  if bad.size:
+    raise ValueError(
+      f'query {bad[0]} of {len(queries_QxD)} has no direction: its length is 0'
+    )
+  return queries_QxD
+
+
+def distances(
+  metric: str, query_D: np.ndarray, vectors_NxD: np.ndarray
+) -> np.ndarray:
+  """Distances [N] in float32 of prepared vectors."""
+  query_D = query_D.astype(np.float64)
+  if metric == 'l2':
+    difference_NxD = vectors_NxD - query_D
+    squares_NxD = np.square(difference_NxD, out=difference_NxD)
+    return np.sqrt(squares_NxD.sum(axis=1)).astype(np.float32)
+  # Not a product of matrices, in which a row's sum depends on the others.
+  products_N = (vectors_NxD * query_D).sum(axis=1)
+  return ((metric == 'cosine') - products_N).astype(np.float32)
+
+
+def limit(
+  metric: str, query_D: np.ndarray, distance: np.float32, largest: float
+) -> float:
+  """The highest score of a row within `distance`, rounding included.
+
+  A product of D terms in float32 is off by at most g |q| |x| with
+  g = nu / (1 - nu), whatever the order of summation, n = D + 3 here and
+  u = 2^-24 (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed.,
+  sections 3.1 and 3.5). A row within an L2 distance has |x| <= |q| + distance.
+
+  Args:
+    metric: of the store.
+    query_D: prepared.
+    distance: of the furthest row that counts, ties included.
+    largest: norm that no row exceeds; only for products.
+  """
+  nu = (len(query_D) + 3) * 2.0**-24
+  off = nu / (1 - nu)
+  norm = float(np.linalg.norm(query_D.astype(np.float64)))
+  distance = float(np.nextafter(distance, np.float32(np.inf)))
+  if metric == 'l2':
+    score = (distance**2 - norm**2) / 2
+    return score + off / 2 * (2 * norm + distance) ** 2
+  return distance - (metric == 'cosine') + off * norm * largest
