@@ -161,7 +161,6 @@ def _finished(directory, request, options: Options) -> bool:
   manifest = store_lib.read_manifest(directory)
   fields = dataclasses.asdict(manifest)
   found = {key: fields.get(key) for key in request}
-  found['imported'] = any(shard.imported for shard in manifest.shards)
   found['shards'] = [
     {key: shard[key] for key in ('path', 'bytes', 'digest')}
     for shard in fields['shards']
@@ -315,7 +314,6 @@ def _embed(work: _Work) -> store_lib.Store:
 
 
 def _store(work: _Work, opened, left_out, malformed) -> store_lib.Store:
-  fields = {k: v for k, v in work.request.items() if k != 'imported'}
   shards = tuple(
     store_lib.Shard(
       **shard,
@@ -323,13 +321,12 @@ def _store(work: _Work, opened, left_out, malformed) -> store_lib.Store:
       rows=len(lines),
       malformed=malformed[i],
       left_out=left_out[i],
-      imported=work.request['imported'],
     )
     for i, (shard, (lines, text)) in enumerate(
-      zip(fields['shards'], opened, strict=True)
+      zip(work.request['shards'], opened, strict=True)
     )
   )
-  manifest = store_lib.Manifest(**fields | {'shards': shards})
+  manifest = store_lib.Manifest(**work.request | {'shards': shards})
   corpus = jsonl.Corpus([lines for lines, _ in opened])
   here = tuple(range(len(shards)))
   return store_lib.Store(work.directory, manifest, corpus, None, here)

@@ -146,7 +146,8 @@ class _Shard:
     self.index = index_lib.load(path, store.index.spec)
     index_lib.set_parameters(self.index, store.index.spec)
     self.name = path.name
-    rows = shard.indexed
+    whole = manifest.imported and store.index.is_flat
+    rows = shard.rows if whole else shard.searchable
     if (self.index.ntotal, self.index.d) != (rows, manifest.dim):
       raise ValueError(
         f'{path} holds {self.index.ntotal} vectors of dim {self.index.d}, the '
@@ -161,7 +162,7 @@ class _Shard:
       )
     self.mapped = index_lib.is_mapped(self.index)
     self._first_id = first_id
-    self._rows = shard.row_of
+    self._rows = (lambda rows: rows) if whole else shard.searchable_row
     # What a GPU multiplies with may round more than the bound allows for.
     self.exact = isinstance(self.index, faiss.IndexFlat) and not gpu
     if self.exact:

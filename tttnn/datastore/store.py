@@ -58,7 +58,6 @@ class Shard:
     left_out: rows whose vectors hold NaN or infinity, or that have no text and
       so NaN for a vector; they are stored as they are, but not indexed, so that
       no search returns them.
-    imported: whether the index holds every row, those left out too.
   """
 
   path: str
@@ -68,24 +67,15 @@ class Shard:
   rows: int
   malformed: int
   left_out: tuple[int, ...]
-  imported: bool
 
   @property
   def searchable(self) -> int:
     return self.rows - len(self.left_out)
 
-  @property
-  def indexed(self) -> int:
-    return self.rows if self.imported else self.searchable
-
   @functools.cached_property
   def _skips(self) -> np.ndarray:
     left_out = np.array(self.left_out, np.int64)
     return left_out - np.arange(len(left_out))
-
-  def row_of(self, positions: np.ndarray) -> np.ndarray:
-    """Rows of positions in an index."""
-    return positions if self.imported else self.searchable_row(positions)
 
   def searchable_row(self, numbers: np.ndarray) -> np.ndarray:
     """The rows of those that can be found, counted among themselves."""
@@ -106,6 +96,8 @@ class Manifest:
     block: rows of a chunk of the vectors, embedded together.
     seed: of the training and self-check samples.
     keep_vectors: whether vectors/ stays once there is a Flat index.
+    imported: whether the Flat index was made elsewhere, of all rows, those left
+      out too.
     shards: the corpus files, in id order.
   """
 
@@ -117,6 +109,7 @@ class Manifest:
   block: int
   seed: int
   keep_vectors: bool
+  imported: bool
   shards: tuple[Shard, ...]
 
   @property
@@ -198,12 +191,14 @@ class FlatVectors:
   Attributes:
     path: of the index file.
     shard: in the manifest.
+    whole: whether the index holds all rows, or those that can be found.
     dim: width of a vector.
     block: rows that `blocks` gives at once.
   """
 
   path: pathlib.Path
   shard: Shard
+  whole: bool
   dim: int
   block: int
   dtype: str = 'float32'
@@ -218,7 +213,7 @@ class FlatVectors:
       yield begin, self.gather(rows)
 
   def gather(self, rows: np.ndarray) -> np.ndarray:
-    if self.shard.imported:
+    if self.whole:
       return self._flat_NxD[rows]
     left_out = np.array(self.shard.left_out, np.int64)
     positions = rows - np.searchsorted(left_out, rows)
@@ -229,7 +224,8 @@ class FlatVectors:
 
   @functools.cached_property
   def _flat_NxD(self) -> np.ndarray:
-    shape = self.shard.indexed, self.dim
+    rows = self.rows if self.whole else self.shard.searchable
+    shape = rows, self.dim
     begin = self.path.stat().st_size - 4 * shape[0] * shape[1]
     return np.asarray(np.memmap(self.path, '<f4', 'r', begin, shape))
 
@@ -249,6 +245,10 @@ class Index:
   files: tuple[str, ...]
   bytes: tuple[int, ...]
   self_check: Mapping[str, float]
+
+  @property
+  def is_flat(self) -> bool:
+    return self.spec.partition(';')[0] == FLAT
 
   def to_json(self) -> bytes:
     return to_json(dataclasses.asdict(self))
@@ -288,11 +288,11 @@ class Store:
     if path.exists() or not m.shards[shard].rows:
       return Vectors(path, m.shards[shard].rows, m.dim, m.dtype, m.block)
     flat = self.index
-    if not flat or flat.spec.partition(';')[0] != FLAT:
+    if not flat or not flat.is_flat:
       flat = read_index(self.directory, FLAT)
     path = pathlib.Path(os.path.normpath(self.directory / flat.files[shard]))
     check_size(path, flat.bytes[shard])
-    return FlatVectors(path, m.shards[shard], m.dim, m.block)
+    return FlatVectors(path, m.shards[shard], m.imported, m.dim, m.block)
 
   def index_path(self, shard: int) -> pathlib.Path:
     """The index file of a shard."""
