@@ -237,6 +237,48 @@ def test_requests_that_wait_are_one_search(store, address):
     assert status['searches'] == 2
 
 
+def test_a_search_waits_for_more_queries_as_long_as_it_may(store, address):
+  flags = '--max_wait_ms=5000', '--max_batch=4'
+  with serving(store, address, *flags), contextlib.ExitStack() as stack:
+    clients = [
+      stack.enter_context(client_lib.Client(address)) for _ in range(4)
+    ]
+    begin = time.monotonic()
+    threads = [
+      threading.Thread(target=client.search, args=(make_queries(1), 2))
+      for client in clients
+    ]
+    for thread in threads:
+      thread.start()
+      time.sleep(0.1)
+    for thread in threads:
+      thread.join()
+    # The batch was full before its time was up.
+    assert time.monotonic() - begin < 4
+    assert clients[0].status()['searches'] == 1
+
+
+def test_a_search_waits_no_longer(store, address):
+  with (
+    serving(store, address, '--max_wait_ms=200'),
+    client_lib.Client(address) as client,
+  ):
+    begin = time.monotonic()
+    client.search(make_queries(1), 2)
+    assert 0.2 <= time.monotonic() - begin < 4
+
+
+def test_a_request_is_not_divided(store, address):
+  engine = engine_lib.Engine(store, threads=1)
+  with (
+    serving(store, address, '--max_batch=2'),
+    client_lib.Client(address) as client,
+  ):
+    found = client.search(make_queries(5), 3)
+    np.testing.assert_array_equal(found, engine.search(make_queries(5), 3))
+    assert client.status()['searches'] == 1
+
+
 def test_one_bad_request_does_not_spoil_the_batch(tmp_path, address):
   # One list holds a single row, the other all others: of the requests that are
   # searched together, one finds too little.
