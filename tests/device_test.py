@@ -160,14 +160,26 @@ def test_thousands_of_equal_vectors():
 
 
 @pytest.mark.parametrize('metric', device.METRICS)
-@pytest.mark.parametrize('scale', [1e-42, 1e-30, 1e-18, 1e12, 1e19, 1e37])
+@pytest.mark.parametrize('scale', [1e-42, 1e-30, 1e-19, 1e12, 1e19, 1e37])
 def test_the_ends_of_float32(scale, metric):
   rng = np.random.default_rng(5)
   vectors = (rng.normal(size=(500, D)) * scale).astype(np.float32)
   vectors[300:310] = vectors[:10]
   queries = np.concatenate([vectors[:2], np.ones((1, D), np.float32)])
   for mesh in ((1, 1), (8, 1)):
-    index = make_index(vectors, mesh=mesh, metric=metric, dtype='bfloat16')
+    index = make_index(vectors, mesh=mesh, metric=metric)
+    with np.errstate(over='ignore'):
+      check(index, vectors, queries, 12, metric)
+
+
+@pytest.mark.parametrize('metric', device.METRICS)
+def test_scores_beyond_float32(metric):
+  rng = np.random.default_rng(5)
+  vectors = usual(rng, 500)
+  vectors[100:110] = 3e19 * (1 + vectors[100:110] / 9)  # Near each other.
+  queries = np.concatenate([vectors[[100, 109, 0]], -vectors[[100, 0]]])
+  for mesh in ((1, 1), (8, 1)):
+    index = make_index(vectors, mesh=mesh, metric=metric)
     with np.errstate(over='ignore'):
       check(index, vectors, queries, 12, metric)
 
