@@ -16,6 +16,7 @@ import numpy as np
 
 import tttnn
 from tttnn.datastore import protocol
+from tttnn.datastore import store as store_lib
 
 
 class Client:
@@ -73,12 +74,7 @@ class Client:
 
   def check(self, fingerprint: str, dim: int) -> None:
     """Raises `ValueError` unless an embedder is the one of the store."""
-    there = self.info['embedder'], self.info['dim']
-    if there != (fingerprint, dim):
-      raise ValueError(
-        f'{self.info["store"]} was built with embedder {there[0]} of dim '
-        f'{there[1]}, but the queries come from {fingerprint} of dim {dim}'
-      )
+    store_lib.check_embedder(self.info, fingerprint, dim)
 
   def search(
     self, queries_QxD: np.ndarray, k: int

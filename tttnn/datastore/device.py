@@ -2,12 +2,12 @@
 
 A row x has the score s = |x|^2 / 2 - qx, which ascends as |q - x|^2 does (for
 inner products s = -qx). Its float32 is one matrix product, but it misorders
-rows that lie close together, so that it only proposes candidates, as faiss does
-in `index`: distances are computed again in float64 from the vectors as stored,
-and a bound on the error of a score says which rows could belong to the k
-nearest. Where the candidates may lack one, a second pass over the devices takes
-every row within the bound. So the answer is exact, with ties in row order, and
-the same whatever the batch, the mesh and the dtype on the devices.
+rows that lie close together, so that it only proposes candidates, as a scan
+does in `engine`: distances are computed again in float64 from the vectors as
+stored, and a bound on the error of a score says which rows could belong to the
+k nearest. Where the candidates may lack one, a second pass over the devices
+takes every row within the bound. So the answer is exact, with ties in row
+order, and the same whatever the batch, the mesh and the dtype on the devices.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,10 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from tttnn import sharding
+from tttnn.datastore import metric as metric_lib
+from tttnn.datastore import store as store_lib
 
 DTYPES = ('float32', 'bfloat16', 'float16')
-METRICS = ('l2', 'ip')
 
 # Queries are padded to one of these, so that few programs compile.
 _BATCHES = (1, 4, 16, 32, 64, 128, 256)
@@ -51,7 +52,7 @@ class DeviceIndex:
     mesh: with devices of this process; by default all there are.
     dtype: on the devices, one of DTYPES. A narrower one than the vectors have
       halves the memory and costs more candidates; answers stay the same.
-    metric: 'l2', or 'ip' for the distance -qx.
+    metric: see `metric`; vectors and queries are prepared for it.
     approximate: candidates by `jax.lax.approx_min_k`, which is faster on TPU
       only, and no bound that makes sure of them; see `recall`.
     gather: vectors of some positions, any order: [n, dim] as in `blocks`.
@@ -73,12 +74,9 @@ class DeviceIndex:
     approximate: bool = False,
     gather: Callable[[np.ndarray], np.ndarray],
   ):
-    for name, value, known in (
-      ('dtype', dtype, DTYPES),
-      ('metric', metric, METRICS),
-    ):
-      if value not in known:
-        raise ValueError(f'{name}={value!r} is not one of {", ".join(known)}')
+    if dtype not in DTYPES:
+      raise ValueError(f'dtype={dtype!r} is not one of {", ".join(DTYPES)}')
+    metric_lib.check(metric)
     if count < 1:
       raise ValueError(f'{count} vectors; there must be one to find')
     self.count = count
@@ -113,7 +111,7 @@ class DeviceIndex:
       k: number of neighbours.
 
     Returns:
-      distances_Qxk: float32, ascending, L2 (not squared) or -qx;
+      distances_Qxk: float32, ascending, see `metric`;
       positions_Qxk: int64, ascending where distances are equal.
 
     Raises:
@@ -185,14 +183,14 @@ class DeviceIndex:
       lost_N = np.sqrt(np.square(exact_NxD).sum(axis=1)) - self._flushed
       shares_N = lost_N / np.sqrt(np.maximum(squares_N, _TINY))
       self._narrowing = max(self._narrowing, float(shares_N.max()))
-    if self._metric == 'ip':
+    if self._metric != 'l2':
       return np.zeros(len(piece_NxD), np.float32)
     with np.errstate(over='ignore'):  # `_overflows` finds out.
       return (squares_N / 2).astype(np.float32)
 
   def _search(self, queries_QxD, k: int, *, exact: bool):
     queries_QxD = np.ascontiguousarray(queries_QxD, np.float32)
-    self._check(queries_QxD, k)
+    metric_lib.check_queries(queries_QxD, k, self._dim, self.count)
     distances_Qxk = np.empty((len(queries_QxD), k), np.float32)
     positions_Qxk = np.empty((len(queries_QxD), k), np.int64)
     width = min(1 << (2 * k + 15).bit_length(), self.count)
@@ -220,17 +218,6 @@ class DeviceIndex:
       distances = self._distances(queries_QxD[q], rows)
       distances_Qxk[q], positions_Qxk[q] = _nearest(distances, rows, k)
     return distances_Qxk, positions_Qxk
-
-  def _check(self, queries: np.ndarray, k: int) -> None:
-    if queries.ndim != 2 or queries.shape[1] != self._dim:
-      raise ValueError(
-        f'queries of shape {list(queries.shape)} for vectors of dim {self._dim}'
-      )
-    if not 1 <= k <= self.count:
-      raise ValueError(f'{k} neighbours asked of {self.count} vectors')
-    bad = np.flatnonzero(~np.isfinite(queries).all(axis=1))
-    if bad.size:
-      raise ValueError(f'query {bad[0]} of {len(queries)} is not finite')
 
   def _padded(self, queries_QxD) -> Iterator[tuple[int, np.ndarray]]:
     """(first query, queries) of batches; rows of zeros fill up the last."""
@@ -281,17 +268,11 @@ class DeviceIndex:
   def _distances(self, query_D, positions: np.ndarray) -> np.ndarray:
     """Float32 of the distances, computed in float64 from the vectors."""
     result = np.empty(len(positions), np.float32)
-    query_D = query_D.astype(np.float64)
     for begin in range(0, len(positions), _GATHER_ROWS):
       part = positions[begin : begin + _GATHER_ROWS]
-      vectors_NxD = self._gather(part)
-      if self._metric == 'ip':
-        products_N = (vectors_NxD * query_D).sum(axis=1)
-        result[begin : begin + len(part)] = -products_N
-      else:
-        difference = vectors_NxD - query_D
-        squares_N = np.square(difference, out=difference).sum(axis=1)
-        result[begin : begin + len(part)] = np.sqrt(squares_N)
+      result[begin : begin + len(part)] = metric_lib.distances(
+        self._metric, query_D, self._gather(part)
+      )
     return result
 
   def _overflows(self, query_D: np.ndarray) -> bool:
@@ -317,13 +298,96 @@ class DeviceIndex:
     narrowing = self._narrowing * longest + self._flushed
     nu = (self._dim + 8) * 2.0**-24
     sizes = norm * (longest + narrowing)
-    score = d
+    score = d - (self._metric == 'cosine')
     if self._metric == 'l2':
       sizes += longest**2 / 2
       score = (d**2 - norm**2) / 2 + 2.0**-50 * (d**2 + norm**2)
     score += norm * narrowing + nu / (1 - nu) * sizes
     score += 4 * self._dim * _TINY * (1 + norm + longest)
     return np.nextafter(np.float32(score), np.float32(np.inf))
+
+
+class StoreIndex:
+  """Search over a whole store on the devices: a `retrieve.Searcher`.
+
+  Args:
+    store: opened, all shards; which index it has does not matter.
+    mesh: as of `DeviceIndex`, like what follows.
+    dtype: on the devices.
+    approximate: whether candidates may be missed.
+
+  Attributes:
+    info: as a server's.
+  """
+
+  def __init__(
+    self,
+    store: store_lib.Store,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: str = 'float32',
+    approximate: bool = False,
+  ):
+    self._manifest = manifest = store.manifest
+    self._vectors = [store.mapped_vectors(i) for i in store.here]
+    shards = manifest.shards
+    counts = [shard.searchable for shard in shards]
+    self._ends = np.cumsum(counts)
+    self._first_ids = np.cumsum([0] + [shard.rows for shard in shards])
+    self._index = DeviceIndex(
+      self._blocks(),
+      sum(counts),
+      manifest.dim,
+      mesh=mesh,
+      dtype=dtype,
+      metric=manifest.metric,
+      approximate=approximate,
+      gather=self._gather,
+    )
+    self.info = store.info() | {'exact': self._index.exact, 'in_memory': []}
+
+  def check(self, fingerprint: str, dim: int) -> None:
+    """Raises `ValueError` unless an embedder is the one of the store."""
+    store_lib.check_embedder(self.info, fingerprint, dim)
+
+  def search(
+    self, queries_QxD: np.ndarray, k: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """As `engine.Engine.search`, with the ids of the store."""
+    queries_QxD = np.ascontiguousarray(queries_QxD, np.float32)
+    metric_lib.check_queries(
+      queries_QxD, k, self._manifest.dim, self._index.count
+    )
+    queries_QxD = metric_lib.prepared_queries(
+      self._manifest.metric, queries_QxD
+    )
+    distances_Qxk, positions_Qxk = self._index.search(queries_QxD, k)
+    shards_Qxk = np.searchsorted(self._ends, positions_Qxk, side='right')
+    ids_Qxk = np.empty_like(positions_Qxk)
+    for i in np.unique(shards_Qxk):
+      here = shards_Qxk == i
+      ids_Qxk[here] = self._first_ids[i] + self._rows(i, positions_Qxk[here])
+    return distances_Qxk, ids_Qxk
+
+  def _rows(self, shard: int, positions: np.ndarray) -> np.ndarray:
+    """Rows of a shard at positions among all that can be found."""
+    shard_ = self._manifest.shards[shard]
+    begin = self._ends[shard] - shard_.searchable
+    return shard_.searchable_row(positions - begin)
+
+  def _blocks(self) -> Iterator[np.ndarray]:
+    for vectors in self._vectors:
+      for _, block_BxD in vectors.blocks():
+        yield block_BxD[np.isfinite(block_BxD).all(axis=1)]
+
+  def _gather(self, positions: np.ndarray) -> np.ndarray:
+    shards = np.searchsorted(self._ends, positions, side='right')
+    result = np.empty((len(positions), self._manifest.dim), np.float32)
+    for i in np.unique(shards):
+      here = shards == i
+      rows = self._rows(i, positions[here])
+      result[here] = self._vectors[i].gather(rows)
+    return result
 
 
 def _norm(query_D: np.ndarray) -> float:

@@ -61,7 +61,7 @@ class Engine:
 
   def check(self, queries: np.ndarray, k: int) -> None:
     """Raises the `ValueError` that `search` would, but for too few found."""
-    check(queries, k, self._dim, self.count)
+    metric_lib.check_queries(queries, k, self._dim, self.count)
 
   def search(
     self, queries_QxD: np.ndarray, k: int
@@ -85,21 +85,6 @@ class Engine:
     queries_QxD = metric_lib.prepared_queries(self._metric, queries_QxD)
     found = [shard.search(queries_QxD, k) for shard in self._shards]
     return merge(found, len(queries_QxD), k, self._spec)
-
-
-def check(queries: np.ndarray, k: int, dim: int, count: int) -> None:
-  """Raises `ValueError` for queries or a k that no search can answer."""
-  if queries.ndim != 2 or queries.shape[1] != dim:
-    raise ValueError(
-      f'queries of shape {list(queries.shape)} for a store of dim {dim}'
-    )
-  if not 1 <= k <= count:
-    raise ValueError(
-      f'{k} neighbours asked of a store with {count} searchable vectors'
-    )
-  bad = np.flatnonzero(~np.isfinite(queries).all(axis=1))
-  if bad.size:
-    raise ValueError(f'query {bad[0]} of {len(queries)} is not finite')
 
 
 def merge(
@@ -179,7 +164,7 @@ class _Shard:
     Exact: at least the min(k, count) nearest. Otherwise what the index found.
     """
     k = min(k, self.count)
-    width = min(2 * k + 16, self.count)
+    width = min(k + max(k // 4, 16) if self.exact else 2 * k + 16, self.count)
     if self.exact:
       scores_QxW, positions_QxW = self._scan.nearest(queries_QxD, width)
     else:

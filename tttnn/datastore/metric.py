@@ -38,6 +38,21 @@ def prepared(metric: str, vectors_NxD: np.ndarray) -> np.ndarray:
     return (wide_NxD / norms_Nx1).astype(np.float32)
 
 
+def check_queries(queries: np.ndarray, k: int, dim: int, count: int) -> None:
+  """Raises `ValueError` for queries or a k that no search can answer."""
+  if queries.ndim != 2 or queries.shape[1] != dim:
+    raise ValueError(
+      f'queries of shape {list(queries.shape)} for a store of dim {dim}'
+    )
+  if not 1 <= k <= count:
+    raise ValueError(
+      f'{k} neighbours asked of a store with {count} searchable vectors'
+    )
+  bad = np.flatnonzero(~np.isfinite(queries).all(axis=1))
+  if bad.size:
+    raise ValueError(f'query {bad[0]} of {len(queries)} is not finite')
+
+
 def prepared_queries(metric: str, queries_QxD: np.ndarray) -> np.ndarray:
   """`prepared`; `ValueError` for a query that cannot be."""
   queries_QxD = prepared(metric, queries_QxD)

@@ -10,11 +10,15 @@ import os
 from typing import Any
 from typing import Protocol
 
+import jax
 import numpy as np
 
 from tttnn.datastore import client as client_lib
+from tttnn.datastore import device
 from tttnn.datastore import embed
 from tttnn.datastore import store as store_lib
+
+SEARCHES = ('faiss', 'device')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,7 @@ def connect(
   address: str = '',
   threads: int = 0,
   gpu: bool = False,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Iterator['Retriever']:
   """A retriever over a store, for the length of a context.
 
@@ -67,20 +72,28 @@ def connect(
     store_path: what `build` made.
     embedder: the one it was built with.
     index: the one to search, see `store.open`.
-    search: who does: 'faiss', a server on this host.
+    search: who does: 'faiss', a server on this host, or 'device', JAX over all
+      vectors on the devices of `mesh`.
     address: of the server; '' uses the one at the store's default address, and
       where none answers there, starts one of its own and stops it afterwards,
       however the context ends.
     threads: of such a server; 0: all cores.
     gpu: whether such a server searches on GPUs.
+    mesh: for 'device'; None: all devices.
 
   Raises:
     ValueError: if there is no store, or no server at `address`, or the store
       was built with another embedder.
   """
-  if search != 'faiss':
-    raise ValueError(f"store.search={search!r} is not 'faiss'")
+  if search not in SEARCHES:
+    raise ValueError(
+      f'store.search={search!r} is not one of {", ".join(SEARCHES)}'
+    )
   store = store_lib.open(store_path, index)
+  if search == 'device':
+    on_device = device.StoreIndex(store, mesh=mesh)
+    yield Retriever(embedder, on_device, store.corpus.texts)
+    return
   shared = client_lib.default_address(store_path, index)
   with contextlib.ExitStack() as stack:
     if address or client_lib.answers(shared):

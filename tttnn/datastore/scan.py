@@ -77,14 +77,16 @@ class Scan:
     return _merge(scores_QxW, rows_QxW, hits)
 
   def _blocks(self, queries_QxD):
-    """(first row, scores [B, Q]) of all rows in order."""
+    """(first row, scores [B, Q] until the next) of all rows in order."""
     halves_N = self._halves() if self._squares else None
     step = min(_MOST_ROWS, max(1, _BLOCK_SCORES // len(queries_QxD)))
-    # An array of its own, with the queries as columns, multiplies faster.
-    queries_DxQ = queries_QxD.T if len(queries_QxD) > 1 else queries_QxD[0]
+    room_BxQ = np.empty((step, len(queries_QxD)), np.float32)
     for begin in range(0, len(self._vectors_NxD), step):
       block_BxD = self._vectors_NxD[begin : begin + step]
-      scores_BxQ = (block_BxD @ queries_DxQ).reshape(len(block_BxD), -1)
+      # Into memory that is there already: fresh pages would cost as much as
+      # comparing does.
+      scores_BxQ = room_BxQ[: len(block_BxD)]
+      np.matmul(block_BxD, queries_QxD.T, out=scores_BxQ)
       if self._squares:
         half_Bx1 = halves_N[begin : begin + step, None]
         with np.errstate(invalid='ignore'):  # Rows of infinities.

@@ -68,17 +68,9 @@ def serve(
   """
   store = store_lib.open(store_dir, index)
   engine = engine_lib.Engine(store, threads=threads, gpu=gpu)
-  info = {
+  info = store.info() | {
     'protocol': protocol.VERSION,
     'pid': os.getpid(),
-    'store': str(store.directory),
-    'dim': store.manifest.dim,
-    'rows': store.manifest.rows,
-    'searchable': store.manifest.searchable,
-    'embedder': store.manifest.embedder,
-    'manifest': store.fingerprint(),
-    'index': store.index.spec,
-    'metric': store.manifest.metric,
     'exact': engine.exact,
     'in_memory': engine.in_memory,
   }

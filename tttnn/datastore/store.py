@@ -42,6 +42,7 @@ VERSION = 3
 MANIFEST = 'manifest.json'
 INDEX = 'index.json'
 FLAT = 'Flat'
+_MAPPED = 1 << 12  # Chunks of a shard.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +175,12 @@ class Vectors:
       result[here] = self._chunk(i)[rows[here] - i * self.block]
     return result
 
-  def _chunk(self, i: int) -> np.ndarray:
+  @functools.cached_property
+  def _chunk(self):
+    """A chunk by its number; those that were used last stay mapped."""
+    return functools.lru_cache(maxsize=_MAPPED)(self._map)
+
+  def _map(self, i: int) -> np.ndarray:
     path, shape = self.chunk_path(i), (self.block, self.dim)
     dtype = np.dtype(self.dtype).newbyteorder('<')
     check_size(path, self.block * self.dim * dtype.itemsize)
@@ -290,9 +296,37 @@ class Store:
     flat = self.index
     if not flat or not flat.is_flat:
       flat = read_index(self.directory, FLAT)
+    return self._flat_vectors(shard, flat)
+
+  def _flat_vectors(self, shard: int, flat: 'Index') -> FlatVectors:
+    m = self.manifest
     path = pathlib.Path(os.path.normpath(self.directory / flat.files[shard]))
-    check_size(path, flat.bytes[shard])
+    if flat.files[shard]:
+      check_size(path, flat.bytes[shard])
     return FlatVectors(path, m.shards[shard], m.imported, m.dim, m.block)
+
+  def mapped_vectors(self, shard: int) -> Vectors | FlatVectors:
+    """Those of a shard, from the Flat index where there is one.
+
+    That is one file, where vectors/ are many.
+    """
+    if not (index_dir(self.directory, FLAT) / INDEX).exists():
+      return self.vectors(shard)
+    return self._flat_vectors(shard, read_index(self.directory, FLAT))
+
+  def info(self) -> dict[str, Any]:
+    """What a search says of the store that it searches."""
+    m = self.manifest
+    return {
+      'store': str(self.directory),
+      'dim': m.dim,
+      'rows': m.rows,
+      'searchable': m.searchable,
+      'embedder': m.embedder,
+      'manifest': self.fingerprint(),
+      'index': self.index.spec,
+      'metric': m.metric,
+    }
 
   def index_path(self, shard: int) -> pathlib.Path:
     """The index file of a shard."""
@@ -338,6 +372,22 @@ def open(
     if chosen.files[i]:
       check_size(store.index_path(i), chosen.bytes[i])
   return store
+
+
+def check_embedder(info: Mapping[str, Any], fingerprint: str, dim: int) -> None:
+  """Raises `ValueError` unless an embedder is the one of a store.
+
+  Args:
+    info: of the store, see `Store.info`.
+    fingerprint: of the embedder.
+    dim: of its embeddings.
+  """
+  there = info['embedder'], info['dim']
+  if there != (fingerprint, dim):
+    raise ValueError(
+      f'{info["store"]} was built with embedder {there[0]} of dim {there[1]}, '
+      f'but the queries come from {fingerprint} of dim {dim}'
+    )
 
 
 def corpus(

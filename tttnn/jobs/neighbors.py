@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import zlib
 
+from tttnn import sharding
 from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import jsonl
 from tttnn.corpus import sample as corpus_sample
@@ -160,6 +161,7 @@ def retriever(config) -> contextlib.AbstractContextManager[retrieve.Retriever]:
     address=store.address,
     threads=config.serve.threads,
     gpu=config.serve.gpu,
+    mesh=sharding.make_mesh(config.mesh.data, config.mesh.model),
   )
 
 
