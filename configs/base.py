@@ -13,7 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
   """The defaults, locked: no key can be added."""
   config = ml_collections.ConfigDict()
   # corpus | train | export | build | serve | query | evaluate | generate |
-  # report | benchmark | pipeline
+  # report | benchmark | plan | pipeline
   config.job = 'evaluate'
   # Print documents, steps, memory and estimated time, then stop.
   config.dry_run = False
@@ -238,6 +238,42 @@ def get_config() -> ml_collections.ConfigDict:
     # On CPU, try which settings of threads and memory make the rival fastest;
     # False: take those that mostly do.
     try_settings=True,
+  )
+  config.plan = _section(
+    # Of a store that is only thought of. GB are 10^9 bytes.
+    documents=0,  # 0: those of corpus.train.
+    dim=0,  # 0: the embedder's, or 1024 where embedder.path is empty.
+    # Files, each with an index of its own; 0: those of corpus.train, else 30.
+    shards=0,
+    # Mean of a document; 0: that of a sample of corpus.train, else the Pile's.
+    text_bytes=0.0,
+    # Mean of a document that the embedder sees; 0: a fourth of text_bytes, at
+    # most the embedder's positions (512 where embedder.path is empty).
+    tokens=0.0,
+    # Of the embedder, without its embedding tables; 0: counted, or those of
+    # RoBERTa-large.
+    parameters=0,
+    lists=0,  # Of IVF, in each file; 0: about 16 sqrt(documents of a file).
+    nprobe=0,  # Lists searched; 0: 32, or all if there are less.
+    pq=64,  # Bytes of a product quantiser's code.
+    queries=256,  # Searched at once.
+    ram=256.0,  # GB of a search host that may be used.
+    hosts=0,  # Of a replica; 0: as many as hold the index in memory.
+    replicas=1,
+    # Rates of a host; 0: measured here. Cores count for what is measured of
+    # products and codes; 0: as many as here.
+    cores=0,
+    scan_rate=0.0,  # GB/s of reading memory.
+    host_gflops=0.0,  # GFLOP/s of a float32 matrix product.
+    disk_rate=3.0,  # GB/s of reading and writing files.
+    # What embeds, and assigns vectors to lists: TFLOP/s of one, as its makers
+    # say, and the share that is reached.
+    accelerators=8,
+    accelerator_tflops=989.0,
+    utilization=0.4,
+    # Documents a second that one accelerator embeds; 0: by the three above and
+    # two operations a parameter and token.
+    embed_rate=0.0,
   )
   config.pipeline = _section(
     # (name, {key: value}) a step: a job with its overrides of this config.

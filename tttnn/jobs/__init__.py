@@ -16,10 +16,11 @@ JOBS = (
   'generate',
   'report',
   'benchmark',
+  'plan',
   'pipeline',
 )
 # These answer on the terminal and need no directory of their own.
-_WITHOUT_WORKDIR = ('serve', 'query', 'generate')
+_WITHOUT_WORKDIR = ('serve', 'query', 'generate', 'plan')
 # These take long enough for `dry_run`.
 _ESTIMATED = ('train', 'build', 'evaluate', 'generate', 'benchmark', 'pipeline')
 
