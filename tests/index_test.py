@@ -369,17 +369,3 @@ def test_files_of_something_else_are_not_imported(tmp_path):
   faiss.write_index(other, files[0])
   with pytest.raises(ValueError, match='ScalarQuantizer: only Flat files'):
     run(files)
-
-
-def test_ids_that_an_index_lost_are_noticed():
-  vectors = usual(np.random.default_rng(0), 50)
-  index = faiss.index_factory(6, 'IVF2,Flat')
-  index.train(vectors)
-  index.add_with_ids(vectors, np.arange(50))
-  index_lib.check_ids(index, 50)
-  with pytest.raises(ValueError, match='holds 50 vectors, not 51'):
-    index_lib.check_ids(index, 51)
-  index.reset()
-  index.add_with_ids(vectors, np.arange(50) // 2)
-  with pytest.raises(ValueError, match='25 of 50 vectors are in no'):
-    index_lib.check_ids(index, 50)

@@ -8,8 +8,11 @@ import jax
 import numpy as np
 import pytest
 
+from tests import index_test
 from tests import kmeans_test
 from tttnn import sharding
+from tttnn.datastore import engine
+from tttnn.datastore import index as index_lib
 from tttnn.datastore import ivf
 
 DIM, ROWS = 32, 6000
@@ -74,7 +77,9 @@ def test_finds_what_faiss_finds(spec, metric):
   inner = faiss.extract_index_ivf(ours)
   kept = inner.quantizer.reconstruct_n(0, 64)
   np.testing.assert_array_equal(kept, centroids)
-  np.testing.assert_array_equal(np.sort(ivf.stored_ids(ours)), np.arange(ROWS))
+  np.testing.assert_array_equal(
+    np.sort(index_lib.stored_ids(ours)), np.arange(ROWS)
+  )
   found = recall(ours, queries, expected)
   assert found > 0.3
   assert found > recall(theirs, queries, expected) - 0.02
@@ -125,14 +130,14 @@ def test_wrong_ids_are_noticed(monkeypatch):
 def test_verify():
   index, vectors = small()
   ivf.fill(index, blocks(vectors))
-  ivf.verify(index, np.arange(500)[::-1])
+  index_lib.verify(index, np.arange(500)[::-1])
   with pytest.raises(ValueError, match='stores 500 ids, 499 were added'):
-    ivf.verify(index, np.arange(499))
+    index_lib.verify(index, np.arange(499))
   lists = index.invlists
   code = np.zeros(lists.code_size, np.uint8)
   lists.update_entry(0, 0, 999, faiss.swig_ptr(code))
   with pytest.raises(ValueError, match='999 in place of 499|not added'):
-    ivf.verify(index, np.arange(500))
+    index_lib.verify(index, np.arange(500))
 
 
 def test_other_indexes_are_refused():
@@ -150,3 +155,18 @@ def test_other_indexes_are_refused():
     ivf.fill(index, blocks(vectors))
   with pytest.raises(ValueError, match='holds 0 vectors and is not trained'):
     ivf.fill(faiss.index_factory(8, 'IVF4,Flat'), [])
+
+
+def test_a_store_whose_lists_are_made_on_the_device(tmp_path):
+  rng = np.random.default_rng(0)
+  shards = [index_test.usual(rng, 200), index_test.usual(rng, 90)]
+  shards[0][3] = np.nan
+  arguments = {'filler': ivf.OnDevice(0)}
+  with pytest.raises(ValueError, match='does not take vectors list by list'):
+    index_test.build_store(tmp_path, shards, index='SQ8', **arguments)
+  store = index_test.build_store(
+    tmp_path, shards, index='IVF4,Flat;nprobe=4', **arguments
+  )
+  found = engine.Engine(store, threads=1).search(shards[1][:9], 5)
+  expected = index_test.brute_force(np.concatenate(shards), shards[1][:9], 5)
+  np.testing.assert_array_equal(found[1], expected[1])

@@ -30,6 +30,7 @@ def create(dim: int, spec: str, metric: str = 'l2') -> faiss.Index:
     index = faiss.index_factory(dim, factory, METRICS[metric])
   except RuntimeError as e:
     raise ValueError(f'index {spec!r} with dim {dim}: {e}') from e
+  _leave_codes_unordered(index)
   set_parameters(index, spec)
   return index
 
@@ -112,27 +113,45 @@ def on_gpu(index: faiss.Index) -> faiss.Index:
     raise ValueError(f'faiss cannot put this index on a GPU: {e}') from e
 
 
-def check_ids(index: faiss.Index, count: int) -> None:
-  """Raises `ValueError` unless an index holds the ids 0..count - 1, each once.
+def verify(index: faiss.Index, ids_N: np.ndarray) -> None:
+  """Compares the ids in the lists of an index with those it should hold.
 
-  An inverted list that was given ids in memory that is freed meanwhile holds
-  any numbers, and faiss does not notice.
+  Raises:
+    ValueError: they are not the same, each as often as there.
   """
-  ivf = faiss.try_extract_index_ivf(index)
-  if index.ntotal != count:
-    raise ValueError(f'an index holds {index.ntotal} vectors, not {count}')
-  if ivf is None:
-    return
-  lists = ivf.invlists
-  seen = np.zeros(count, bool)
+  found_N, expected_N = np.sort(stored_ids(index)), np.sort(ids_N)
+  if len(found_N) != len(expected_N):
+    raise ValueError(
+      f'the index stores {len(found_N)} ids, {len(expected_N)} were added'
+    )
+  wrong = np.flatnonzero(found_N != expected_N)
+  if wrong.size:
+    at = wrong[0]
+    raise ValueError(
+      f'the index stores ids that were not added: {found_N[at]} in place of '
+      f'{expected_N[at]}, {wrong.size} of {len(found_N)} differ'
+    )
+
+
+def stored_ids(index: faiss.Index) -> np.ndarray:
+  """The ids in the lists of an IVF index, int64 [N], list after list."""
+  lists = faiss.downcast_InvertedLists(faiss.extract_index_ivf(index).invlists)
+  found = [np.empty(0, np.int64)]
   for number in range(lists.nlist):
     size = lists.list_size(number)
-    ids = faiss.rev_swig_ptr(lists.get_ids(number), size) if size else []
-    ids = np.array(ids, np.int64)
-    if size and not 0 <= ids.min() <= ids.max() < count:
-      raise ValueError(f'list {number} holds ids beyond 0..{count - 1}')
-    seen[ids] = True
-  if not seen.all():
-    raise ValueError(
-      f'{int((~seen).sum())} of {count} vectors are in no inverted list'
-    )
+    if size:
+      pointer = lists.get_ids(number)
+      found.append(faiss.rev_swig_ptr(pointer, size).copy())
+      lists.release_ids(number, pointer)
+  return np.concatenate(found)
+
+
+def _leave_codes_unordered(index: faiss.Index) -> None:
+  """Spares the training that orders PQ codes for Hamming distances.
+
+  It takes longer than all the rest, and no search here asks for it.
+  """
+  inner = faiss.try_extract_index_ivf(index) or index
+  inner = faiss.downcast_index(inner)
+  if hasattr(inner, 'do_polysemous_training'):
+    inner.do_polysemous_training = False

@@ -4,6 +4,8 @@ Indexes with the same codebooks can be merged later, so one training serves all
 shards.
 """
 
+from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import os
@@ -25,11 +27,11 @@ _BLOCK_ROWS = 1 << 14
 
 
 class Filler(Protocol):
-  """Trains an index and adds vectors to it."""
+  """Trains an index, and fills it with blocks of consecutive vectors."""
 
   def train(self, index: faiss.Index, sample_NxD: np.ndarray) -> None: ...
 
-  def add(self, index: faiss.Index, vectors_NxD: np.ndarray) -> None: ...
+  def fill(self, index: faiss.Index, blocks: Iterable[np.ndarray]) -> None: ...
 
 
 class OnHost:
@@ -38,8 +40,9 @@ class OnHost:
   def train(self, index: faiss.Index, sample_NxD: np.ndarray) -> None:
     index.train(sample_NxD)
 
-  def add(self, index: faiss.Index, vectors_NxD: np.ndarray) -> None:
-    index.add(vectors_NxD)
+  def fill(self, index: faiss.Index, blocks: Iterable[np.ndarray]) -> None:
+    for block_BxD in blocks:
+      index.add(block_BxD)
 
 
 ON_HOST = OnHost()
@@ -72,10 +75,9 @@ def write(
       if not trained.exists():
         _write(trained, _train(store, spec, filler))
       index = faiss.read_index(str(trained))
-      for _, block_BxD in store.vectors(i).blocks():
-        finite_B = np.isfinite(block_BxD).all(axis=1)
-        filler.add(index, block_BxD[finite_B].astype(np.float32))
-      index_lib.check_ids(index, shard.searchable)
+      filler.fill(index, _finite_blocks(store.vectors(i)))
+      if faiss.try_extract_index_ivf(index):
+        index_lib.verify(index, np.arange(shard.searchable))
       _write(path, index)
     found = path if shard.searchable else None
     names.append(os.path.relpath(found, store.directory) if found else '')
@@ -157,6 +159,12 @@ def check_texts(
         f'{id_}, at distance {distance:.4g}, before itself: the index is of '
         'other texts, or of another embedder'
       )
+
+
+def _finite_blocks(vectors) -> Iterator[np.ndarray]:
+  for _, block_BxD in vectors.blocks():
+    finite_B = np.isfinite(block_BxD).all(axis=1)
+    yield block_BxD[finite_B].astype(np.float32)
 
 
 def _train(store: store_lib.Store, spec: str, filler: Filler) -> faiss.Index:

@@ -6,6 +6,7 @@ are many lists are made on the accelerator. Searches are those of any other IVF.
 """
 
 from collections.abc import Iterable
+import dataclasses
 import types
 
 import faiss
@@ -13,11 +14,48 @@ from faiss.contrib import ivf_tools
 import jax
 import numpy as np
 
+from tttnn.datastore import index as index_lib
 from tttnn.datastore import kmeans
 
 _METRICS = types.MappingProxyType(
   {faiss.METRIC_L2: 'l2', faiss.METRIC_INNER_PRODUCT: 'ip'}
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class OnDevice:
+  """An `index_files.Filler` by `train` and `fill`.
+
+  Attributes:
+    seed: of k-means.
+    mesh: as `kmeans.train` takes it.
+    iterations: of k-means.
+  """
+
+  seed: int
+  mesh: jax.sharding.Mesh | None = None
+  iterations: int = 10
+
+  def train(self, index: faiss.Index, sample_NxD: np.ndarray) -> None:
+    train(
+      index,
+      sample_NxD,
+      iterations=self.iterations,
+      seed=self.seed,
+      mesh=self.mesh,
+    )
+
+  def fill(self, index: faiss.Index, blocks: Iterable[np.ndarray]) -> None:
+    fill(index, _numbered(blocks), mesh=self.mesh)
+
+
+def _numbered(blocks):
+  """(positions, vectors) of blocks of consecutive vectors."""
+  begin = 0
+  for block_BxD in blocks:
+    end = begin + len(block_BxD)
+    yield np.arange(begin, end), block_BxD
+    begin = end
 
 
 def train(
@@ -62,10 +100,6 @@ def train(
   )
   ivf.quantizer.train(centroids_CxD)
   ivf.quantizer.add(centroids_CxD)
-  if hasattr(ivf, 'do_polysemous_training'):
-    # Orders codes for Hamming distances, which no search here asks for, and
-    # takes longer than all the rest.
-    ivf.do_polysemous_training = False
   try:
     ivf.train(sample_NxD)
   except RuntimeError as e:
@@ -119,40 +153,7 @@ def fill(
     ivf_tools.add_preassigned(ivf, vectors_BxD, lists_B, kept_B)
     given.append(kept_B)
   index.ntotal = ivf.ntotal
-  verify(index, np.concatenate([np.empty(0, np.int64), *given]))
-
-
-def verify(index: faiss.Index, ids_N: np.ndarray) -> None:
-  """Compares the ids in the lists of an index with those it should hold.
-
-  Raises:
-    ValueError: they are not the same, each as often as there.
-  """
-  found_N, expected_N = np.sort(stored_ids(index)), np.sort(ids_N)
-  if len(found_N) != len(expected_N):
-    raise ValueError(
-      f'the index stores {len(found_N)} ids, {len(expected_N)} were added'
-    )
-  wrong = np.flatnonzero(found_N != expected_N)
-  if wrong.size:
-    at = wrong[0]
-    raise ValueError(
-      f'the index stores ids that were not added: {found_N[at]} in place of '
-      f'{expected_N[at]}, {wrong.size} of {len(found_N)} differ'
-    )
-
-
-def stored_ids(index: faiss.Index) -> np.ndarray:
-  """The ids in the lists of an IVF index, int64 [N], list after list."""
-  lists = faiss.downcast_InvertedLists(_ivf(index).invlists)
-  found = [np.empty(0, np.int64)]
-  for number in range(lists.nlist):
-    size = lists.list_size(number)
-    if size:
-      pointer = lists.get_ids(number)
-      found.append(faiss.rev_swig_ptr(pointer, size).copy())
-      lists.release_ids(number, pointer)
-  return np.concatenate(found)
+  index_lib.verify(index, np.concatenate([np.empty(0, np.int64), *given]))
 
 
 def _ivf(index: faiss.Index) -> faiss.IndexIVF:

@@ -9,11 +9,14 @@ import tqdm
 
 from tttnn import device
 from tttnn import estimate
+from tttnn import sharding
 from tttnn.corpus import jsonl
 from tttnn.corpus import sample
 from tttnn.datastore import begun
 from tttnn.datastore import build
 from tttnn.datastore import embed
+from tttnn.datastore import index_files
+from tttnn.datastore import ivf
 from tttnn.reporting import tables
 
 
@@ -66,6 +69,7 @@ def run(config, workdir: str) -> None:
       options=_options(config),
       part=part,
       imported=imported,
+      filler=_filler(config),
       progress=progress,
     )
   if store is None:
@@ -100,6 +104,16 @@ def _options(config) -> build.Options:
     cache=config.corpus.cache,
     threads=config.serve.threads,
   )
+
+
+def _filler(config) -> index_files.Filler:
+  coarse = config.build.coarse
+  if coarse not in ('host', 'device'):
+    raise ValueError(f'build.coarse={coarse!r} is neither host nor device')
+  if coarse == 'host':
+    return index_files.ON_HOST
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+  return ivf.OnDevice(config.seed, mesh)
 
 
 def _check_table(found) -> list[list[str]]:
