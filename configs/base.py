@@ -119,7 +119,10 @@ def get_config() -> ml_collections.ConfigDict:
   )
   config.build = _section(
     block=1024,  # Documents between two points of resumption.
-    batch_size=16,  # Documents embedded at once.
+    # Documents of the embedder's full length that a device embeds at once; of
+    # shorter ones as many more as have no more tokens. 0: 1 on CPU, elsewhere
+    # 16.
+    batch_size=0,
     # Embed only a part, for many processes to build one store; once they are
     # through, `build` without these writes index and manifest. A part is one
     # file of corpus.train, counted from 0 (-1: all), and of these documents

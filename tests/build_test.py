@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import gzip
 import hashlib
 import json
@@ -42,7 +43,8 @@ def write_corpus(directory, sizes=(10, 7), text='shard {} row {}'):
 
 def run(directory, paths, embed_=embed, **kwargs):
   arguments = {'dim': DIM, 'fingerprint': 'me', 'block': 4, 'threads': 1}
-  return build.build(directory, paths, embed_, **split(arguments | kwargs))
+  each = functools.partial(map, embed_)
+  return build.build(directory, paths, each, **split(arguments | kwargs))
 
 
 def split(arguments):

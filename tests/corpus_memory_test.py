@@ -37,8 +37,9 @@ def anonymous():
     line = next(line for line in file if line.startswith('RssAnon'))
   return int(line.split()[1]) * 1024
 
-def embed(texts):
-  return np.array([[len(t), hash(t) % 997] for t in texts], np.float32)
+def embed(blocks):
+  for texts in blocks:
+    yield np.array([[len(t), hash(t) % 997] for t in texts], np.float32)
 
 directory, path, action = sys.argv[1:]
 if action == 'build':

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import subprocess
@@ -27,8 +28,9 @@ def build_store(directory, shards, **kwargs):
         number += 1
     paths.append(str(path))
 
-  def embed(texts):
-    return vectors[[int(text) for text in texts]]
+  def embed(blocks):
+    for texts in blocks:
+      yield vectors[[int(text) for text in texts]]
 
   arguments = {'dim': vectors.shape[1], 'fingerprint': '', 'threads': 1}
   return build.build(
@@ -238,8 +240,8 @@ def test_indexes_stand_beside_each_other(tmp_path):
   flat = build_store(tmp_path, [vectors[:120], vectors[120:]])
   before = build_test.contents(flat.directory)
 
-  def no_embedding(texts):
-    raise AssertionError(texts)
+  def no_embedding(blocks):
+    raise AssertionError(list(blocks))
 
   paths = [str(tmp_path / f'{i}.jsonl') for i in range(2)]
   options = build.Options(index='IVF8,Flat;nprobe=8', threads=1)
@@ -311,7 +313,7 @@ def import_files(directory, parts):
   def embed(texts):
     return vectors[[int(text) for text in texts]]
 
-  return paths, files, embed
+  return paths, files, functools.partial(map, embed)
 
 
 def test_files_made_elsewhere_are_used_where_they_are(tmp_path):
@@ -357,7 +359,7 @@ def test_files_of_something_else_are_not_imported(tmp_path):
   with pytest.raises(ValueError, match=r'holds 30 vectors .* has 40 lines'):
     run(files[::-1])
   with pytest.raises(ValueError, match=r'line \d+ finds document \d+, at'):
-    run(files, embed=lambda texts: usual(rng, len(texts)))
+    run(files, embed=lambda blocks: (usual(rng, len(b)) for b in blocks))
   other = faiss.IndexFlatIP(6)
   other.add(usual(rng, 40))
   faiss.write_index(other, files[0])

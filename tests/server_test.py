@@ -31,8 +31,9 @@ def store(tmp_path_factory):
   (directory / 'a.jsonl').write_text('\n'.join(lines))
   vectors = np.random.default_rng(0).normal(size=(ROWS, DIM))
 
-  def embed(texts):
-    return vectors[[int(text) for text in texts]].astype(np.float32)
+  def embed(blocks):
+    for texts in blocks:
+      yield vectors[[int(text) for text in texts]].astype(np.float32)
 
   paths = [str(directory / 'a.jsonl')]
   options = build.Options(threads=1)
@@ -286,9 +287,10 @@ def test_one_bad_request_does_not_spoil_the_batch(tmp_path, address):
     '\n'.join(json.dumps({'text': str(row)}) for row in range(100))
   )
 
-  def embed(texts):
-    vectors = [[float(t), 1e4 * (t == '0')] for t in texts]
-    return np.array(vectors, np.float32)
+  def embed(blocks):
+    for texts in blocks:
+      vectors = [[float(t), 1e4 * (t == '0')] for t in texts]
+      yield np.array(vectors, np.float32)
 
   store = build.build(
     tmp_path / 's',

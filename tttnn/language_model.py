@@ -276,15 +276,5 @@ def load(config) -> LanguageModel:
     ttt.Settings.create(config.ttt),
     trainable=what,
     seed=config.seed,
-    mesh=_mesh(config.mesh),
+    mesh=sharding.from_config(config.mesh),
   )
-
-
-def _mesh(section) -> jax.sharding.Mesh | None:
-  mesh = sharding.make_mesh(section.data, section.model)
-  if mesh.size < len(jax.devices()):
-    print(
-      f'computing on {mesh.size} of {len(jax.devices())} devices; '
-      '--config.mesh.data=0 takes all'
-    )
-  return mesh if mesh.size > 1 else None

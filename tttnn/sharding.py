@@ -91,6 +91,21 @@ def make_mesh(
   )
 
 
+def from_config(section) -> jax.sharding.Mesh | None:
+  """The mesh of the config's section `mesh`; None where it is one device.
+
+  Raises:
+    ValueError: as `make_mesh`.
+  """
+  mesh = make_mesh(section.data, section.model)
+  if mesh.size < len(jax.devices()):
+    print(
+      f'computing on {mesh.size} of {len(jax.devices())} devices; '
+      '--config.mesh.data=0 takes all'
+    )
+  return mesh if mesh.size > 1 else None
+
+
 def specs(params: Params, mesh: jax.sharding.Mesh) -> Params:
   """The PartitionSpec of each parameter by TABLE.
 

@@ -10,6 +10,8 @@ Another index is built from the vectors that are there.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import os
@@ -82,8 +84,10 @@ def build(
     store_dir: made if missing; one process at a time builds there, or as many
       as there are parts that do not overlap.
     corpus_paths: JSONL files, or of another format of `formats`, in id order.
-    embed: texts to float32 [texts, dim]. An empty text is given as ' '. Rows
-      with NaN or infinity are stored, but left out of the index.
+    embed: an iterator over blocks of texts to float32 [texts, dim] of each, in
+      order. It is called once, and may read texts ahead, by another thread. An
+      empty text is given as ' '. Rows with NaN or infinity are stored, but left
+      out of the index.
     dim: width of the embeddings.
     fingerprint: of the embedder; searches are checked against it.
     options: what is made.
@@ -212,21 +216,21 @@ class _Work:
       self.progress(min(done, total), total)
 
     (self.directory / 'vectors').mkdir(exist_ok=True)
+    blocks = []
     for shard, lines, rows in parts:
-      shards_lib.embed(
-        self.vectors(shard, len(lines)),
-        lines,
-        rows,
-        self._embed_prepared,
-        self.options.on_error,
-        progress,
-      )
+      vectors = self.vectors(shard, len(lines))
+      blocks += shards_lib.blocks(vectors, lines, rows)
+    shards_lib.embed(
+      blocks, self._embed_prepared, self.options.on_error, progress
+    )
 
-  def _embed_prepared(self, texts: list[str]) -> np.ndarray:
-    vectors_NxD = self.embed_texts(texts)
-    if self.options.metric != 'cosine':
-      return vectors_NxD
-    return metric_lib.prepared(self.options.metric, vectors_NxD)
+  def _embed_prepared(
+    self, blocks: Iterable[list[str]]
+  ) -> Iterator[np.ndarray]:
+    for vectors_NxD in self.embed_texts(blocks):
+      if self.options.metric == 'cosine':
+        vectors_NxD = metric_lib.prepared(self.options.metric, vectors_NxD)
+      yield vectors_NxD
 
 
 def _embed_part(work: _Work, part: begun.Part, claim: begun.Claim) -> None:

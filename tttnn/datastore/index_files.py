@@ -148,7 +148,7 @@ def check_texts(
   places = [(i, int(row)) for i, some in enumerate(rows) for row in some]
   texts = [store.corpus.shards[i].text(row) for i, row in places]
   engine = engine_lib.Engine(store, threads=threads)
-  queries_QxD = np.asarray(embed([text or ' ' for text in texts]))
+  queries_QxD = next(iter(embed([[text or ' ' for text in texts]])))
   distances_Qxk, ids_Qxk = engine.search(queries_QxD, 1)
   for (i, row), text, (distance,), (id_,) in zip(
     places, texts, distances_Qxk, ids_Qxk, strict=True

@@ -4,9 +4,12 @@ Any number of processes may do it to one store at once. Every file appears
 whole, and is the same bytes whichever of them writes it.
 """
 
+import collections
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
+import dataclasses
 import os
 import pathlib
 from typing import Any
@@ -20,7 +23,46 @@ from tttnn.corpus import jsonl
 from tttnn.corpus import seekable
 from tttnn.datastore import store as store_lib
 
-Embed = Callable[[list[str]], np.ndarray]
+# Blocks of texts to float32 [texts, dim] of each, in the same order.
+Embed = Callable[[Iterator[list[str]]], Iterable[np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """Rows of a shard that are embedded together and are one chunk on disk.
+
+  Attributes:
+    vectors: of the shard.
+    texts: its lines.
+    number: of the block.
+  """
+
+  vectors: store_lib.Vectors
+  texts: jsonl.Shard
+  number: int
+
+  @property
+  def rows(self) -> range:
+    begin = self.number * self.vectors.block
+    return range(begin, min(begin + self.vectors.block, self.vectors.rows))
+
+  def is_written(self) -> bool:
+    return self.vectors.chunk_path(self.number).exists()
+
+  def write(self, rows: Sequence[int], embedded: np.ndarray | None) -> None:
+    """Writes embeddings of some of its rows, and NaN for the others.
+
+    Raises:
+      ValueError: the embeddings are of another shape or type, or too large.
+    """
+    begin, end = self.rows.start, self.rows.stop
+    shape = (end - begin, self.vectors.dim)
+    block_BxD = np.full(shape, np.nan, self.vectors.dtype)
+    if rows:
+      where = f'{self.texts.path}:{begin + 1}-{end}'
+      narrow = _narrow(np.asarray(embedded), len(rows), self.vectors, where)
+      block_BxD[[row - begin for row in rows]] = narrow
+    _open_array(self.vectors)[begin:end].write(block_BxD).result()
 
 
 def lines(
@@ -70,22 +112,36 @@ def lines(
   return jsonl.Shard(path, offsets, checks, data), text
 
 
-def embed(
-  vectors: store_lib.Vectors,
-  texts: jsonl.Shard,
-  rows: range,
-  embed_texts: Embed,
-  on_error: str,
-  progress: Callable[[int], None],
-) -> None:
-  """Writes those chunks that are not there of the blocks that begin in `rows`.
-
-  A block without a chunk is what was not finished: nothing else is noted.
+def blocks(
+  vectors: store_lib.Vectors, texts: jsonl.Shard, rows: range
+) -> list[Block]:
+  """The blocks that begin in `rows`; makes the array that they are chunks of.
 
   Args:
     vectors: of the shard.
     texts: its lines.
     rows: consecutive ones.
+  """
+  _open_array(vectors)
+  size = vectors.block
+  return [
+    Block(vectors, texts, number)
+    for number in range(-(-rows.start // size), -(-rows.stop // size))
+  ]
+
+
+def embed(
+  blocks: Iterable[Block],
+  embed_texts: Embed,
+  on_error: str,
+  progress: Callable[[int], None],
+) -> None:
+  """Writes those of some blocks that have no chunk yet, in order.
+
+  A block without a chunk is what was not finished: nothing else is noted.
+
+  Args:
+    blocks: of any shards.
     embed_texts: as for `build.build`.
     on_error: of malformed lines: 'error', or 'skip', which stores NaN.
     progress: called with the rows of each block.
@@ -93,21 +149,33 @@ def embed(
   Raises:
     ValueError: as of `build.build`.
   """
-  array = _open_array(vectors)
-  block = vectors.block
-  for i in range(-(-rows.start // block), -(-rows.stop // block)):
-    begin, end = i * block, min((i + 1) * block, len(texts))
-    if not vectors.chunk_path(i).exists():
-      found = dict(_texts(texts, range(begin, end), on_error))
-      block_BxD = np.full((end - begin, vectors.dim), np.nan, vectors.dtype)
+  missing = []
+  for block in blocks:
+    if block.is_written():
+      progress(len(block.rows))
+    else:
+      missing.append(block)
+  # Blocks, with the rows that go to `embed_texts`, which may read ahead.
+  read = collections.deque()
+
+  def texts() -> Iterator[list[str]]:
+    for block in missing:
+      found = dict(_texts(block.texts, block.rows, on_error))
+      read.append((block, list(found)))
       if found:
-        where = f'{texts.path}:{begin + 1}-{end}'
-        embedded = _embed_block(
-          embed_texts, [text or ' ' for text in found.values()], vectors, where
-        )
-        block_BxD[[row - begin for row in found]] = embedded
-      array[begin:end].write(block_BxD).result()
-    progress(end - begin)
+        yield [text or ' ' for text in found.values()]
+
+  def write(embedded: np.ndarray | None) -> None:
+    block, rows = read.popleft()
+    block.write(rows, embedded)
+    progress(len(block.rows))
+
+  for embedded in embed_texts(texts()):
+    while not read[0][1]:
+      write(None)
+    write(embedded)
+  while read:
+    write(None)
 
 
 def left_out(
@@ -158,9 +226,11 @@ def _open_array(vectors: store_lib.Vectors) -> tensorstore.TensorStore:
   return tensorstore.open(spec, open=True, create=True).result()
 
 
-def _embed_block(embed, texts, vectors, where: str) -> np.ndarray:
-  block_BxD = np.asarray(embed(texts))
-  expected = (len(texts), vectors.dim)
+def _narrow(
+  block_BxD: np.ndarray, rows: int, vectors: store_lib.Vectors, where: str
+) -> np.ndarray:
+  """Embeddings in the type they are stored in."""
+  expected = (rows, vectors.dim)
   if block_BxD.shape != expected or block_BxD.dtype != np.float32:
     raise ValueError(
       f'{where}: the embedder gave {block_BxD.dtype} {list(block_BxD.shape)}, '

@@ -3,6 +3,7 @@
 With build.shard, .begin or .end it embeds that part only.
 """
 
+import math
 import os
 
 import tqdm
@@ -18,6 +19,9 @@ from tttnn.datastore import embed
 from tttnn.datastore import index_files
 from tttnn.datastore import ivf
 from tttnn.reporting import tables
+
+# Documents that `dry_run` tries: as few as show how long they are.
+_SAMPLE = 64
 
 
 def run(config, workdir: str) -> None:
@@ -44,10 +48,11 @@ def run(config, workdir: str) -> None:
         f'in {part}'
       )
   device.keep_compiled_programs()
-  embedder = embed.load(**config.embedder)
+  mesh = sharding.from_config(config.mesh)
+  embedder = embed.load(**config.embedder, mesh=mesh)
 
-  def vectors(texts):
-    return embedder(texts, rows=options.batch_size)
+  def vectors(blocks):
+    return embedder.blocks(blocks, options.batch_size)
 
   if config.dry_run:
     if options.shard >= 0:
@@ -69,7 +74,7 @@ def run(config, workdir: str) -> None:
       options=_options(config),
       part=part,
       imported=imported,
-      filler=_filler(config),
+      filler=_filler(config, mesh),
       progress=progress,
     )
   if store is None:
@@ -87,7 +92,7 @@ def run(config, workdir: str) -> None:
   if manifest.malformed:
     print(f'  {manifest.malformed:,} malformed lines were left out')
   if others:
-    print(f'  {others:,} embeddings that are not finite were left out')
+    print(f'  {others:,} documents whose embedding is not finite were left out')
   print(tables.render_text(_check_table(store.index.self_check)))
 
 
@@ -106,13 +111,12 @@ def _options(config) -> build.Options:
   )
 
 
-def _filler(config) -> index_files.Filler:
+def _filler(config, mesh) -> index_files.Filler:
   coarse = config.build.coarse
   if coarse not in ('host', 'device'):
     raise ValueError(f'build.coarse={coarse!r} is neither host nor device')
   if coarse == 'host':
     return index_files.ON_HOST
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
   return ivf.OnDevice(config.seed, mesh)
 
 
@@ -132,12 +136,11 @@ def _check_table(found) -> list[list[str]]:
 
 
 def _dry_run(config, embedder, vectors, shards) -> None:
-  texts, documents = sample.look(
-    shards, 8 * config.build.batch_size, config.corpus.on_error
-  )
+  texts, documents = sample.look(shards, _SAMPLE, config.corpus.on_error)
   end = config.build.end or documents
   documents = max(0, min(end, documents) - config.build.begin)
-  compiling, seconds = estimate.timed(lambda: vectors(texts))
+  compiling, seconds = estimate.timed(lambda: next(vectors([texts])))
+  batches = embedder.usage.batches / embedder.usage.texts
   size = 4 if config.store.dtype == 'float32' else 2
   print(
     f'  on disk         {2 * documents * embedder.dim * size / 1e9:.2f} GB '
@@ -146,7 +149,7 @@ def _dry_run(config, embedder, vectors, shards) -> None:
   estimate.show(
     'build',
     documents=documents,
-    steps=-(-documents // config.build.batch_size),
+    steps=math.ceil(documents * batches),
     memory=estimate.num_bytes(embedder.params),
     seconds=compiling + seconds * documents / len(texts),
   )
