@@ -227,14 +227,17 @@ def get_config() -> ml_collections.ConfigDict:
     title='',
   )
   config.benchmark = _section(
-    name='ttt',  # What is measured: ttt (adapting to neighbours).
+    # What is measured: ttt (adapting to neighbours) | embed (embedding texts).
+    name='ttt',
     # The script of another program that does the same, and the interpreter
     # that has its packages; '': none, and this one.
     rival='',
     python='',
-    # small-1024 | small-128 (GPT-2 small, documents of so many tokens) | tiny |
-    # mini. Linear cost is shown on the last of them.
+    # ttt: small-1024 | small-128 (GPT-2 small, documents of so many tokens) |
+    # tiny | mini; linear cost is shown on the last of them. embed: small (6
+    # layers of 384) | base (12 of 768) | long (small, 2048 tokens) | mini.
     shapes='small-1024,small-128,tiny',
+    texts='',  # Of `embed`, JSONL paths or globs; '': the built-in corpus.
     documents=0,  # 0: the shape's own, as neighbors.
     neighbors=0,
     repeats=3,  # Timed runs of each side, in turns.

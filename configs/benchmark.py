@@ -1,10 +1,12 @@
-"""Measure speed and memory beside the plain PyTorch loop, where there is torch.
+"""Measure speed and memory beside plain PyTorch, where there is torch.
 
 python -m tttnn.main --config=configs/benchmark.py:ttt --workdir=/tmp/benchmark
 
-About ten minutes on two cores, which should have nothing else to do, and under
-eight with an accelerator. benchmark.py:ttt,short shows in a minute that it
-works.
+What is measured: `ttt`, adapting to neighbours; `embed`, embedding texts, those
+of --config.benchmark.texts='/tmp/texts/*.jsonl' or of the built-in corpus.
+Either takes about ten minutes on two cores, which should have nothing else to
+do, and under eight with an accelerator. benchmark.py:ttt,short (or embed,short)
+shows in a minute that it works.
 """
 
 import os
@@ -16,18 +18,21 @@ _RIVALS = os.path.join(
   'launch',
   'rivals',
 )
+_SHAPES = {'embed': 'small,base,long', 'ttt': 'small-1024,small-128,tiny'}
 
 
 def get_config(variant='ttt'):
   config = base.get_config()
   config.job = 'benchmark'
   name, *preset = variant.split(',')
-  if name != 'ttt' or preset not in ([], ['short']):
+  if name not in _SHAPES or preset not in ([], ['short']):
     raise ValueError(
-      f'benchmark.py:{variant}: the variant is ttt, and behind a comma short'
+      f'benchmark.py:{variant}: the variant is one of {", ".join(_SHAPES)}, '
+      'and behind a comma short'
     )
   config.benchmark.name = name
-  config.benchmark.rival = os.path.join(_RIVALS, 'ttt_torch.py')
+  config.benchmark.rival = os.path.join(_RIVALS, f'{name}_torch.py')
+  config.benchmark.shapes = _SHAPES[name]
   # So much that a side that adapts otherwise is found out.
   config.ttt.learning_rate = 1e-4
   if preset:

@@ -13,12 +13,13 @@ import pytest
 
 from configs import benchmark as benchmark_config
 from tttnn import jobs
+from tttnn.benchmarks import bench as bench_lib
 from tttnn.benchmarks import compare
 from tttnn.benchmarks import process
-from tttnn.benchmarks import report
 from tttnn.benchmarks import rival
 from tttnn.benchmarks import sides
 from tttnn.benchmarks import ttt
+from tttnn.benchmarks import ttt_report
 from tttnn.benchmarks import workload
 from tttnn.reporting import plots
 
@@ -26,8 +27,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = ROOT / 'launch' / 'rivals' / 'ttt_torch.py'
 
 
-def make_config(**changes):
-  config = benchmark_config.get_config('ttt,short')
+def make_config(name='ttt', /, **changes):
+  config = benchmark_config.get_config(f'{name},short')
   for key, value in changes.items():
     config.benchmark[key] = value
   return config
@@ -74,7 +75,7 @@ def test_both_sides_are_measured_and_their_numbers_agree(finished):
   result = read(workdir)
   assert result['benchmark'] == 'ttt' and result['device']['backend'] == 'cpu'
   (shape,) = result['shapes'].values()
-  assert set(shape['sides']) == {sides.ENGINE, sides.PLAIN}
+  assert set(shape['sides']) == {bench_lib.ENGINE, bench_lib.PLAIN}
   for side in shape['sides'].values():
     assert len(side['seconds']) == 2
     assert 0 < sum(side['median_parts'].values()) <= 1.01 * max(side['seconds'])
@@ -85,10 +86,10 @@ def test_both_sides_are_measured_and_their_numbers_agree(finished):
     assert apart['change'] < 1e-2
   for side, ratio in shape['ratios'].items():
     medians = [
-      np.median(shape['sides'][s]['seconds']) for s in (side, sides.ENGINE)
+      np.median(shape['sides'][s]['seconds']) for s in (side, bench_lib.ENGINE)
     ]
     assert ratio == pytest.approx(medians[0] / medians[1])
-  chosen = result['rival']['chosen'][sides.PLAIN]
+  chosen = result['rival']['chosen'][bench_lib.PLAIN]
   assert chosen['environment'] == dict(rival.ENVIRONMENTS[0])
   assert chosen['options'] == [] and chosen['about']['threads'] > 0
   assert result['versions']['jax'] == jax.__version__
@@ -114,12 +115,12 @@ def test_cost_over_neighbors_and_windows_is_measured(finished):
   curves = result['scaling']['curves']
   assert set(curves) == {'neighbors', 'windows'}
   for by_side in curves.values():
-    assert set(by_side) == {sides.ENGINE, sides.PLAIN}
+    assert set(by_side) == {bench_lib.ENGINE, bench_lib.PLAIN}
     for curve in by_side.values():
       assert len(curve['seconds']) == len(curve['counts'])
       # Eight times the work takes longer, however busy the machine is.
       assert curve['median_seconds'][-1] > curve['median_seconds'][0]
-  fig = report.draw(result)
+  fig = ttt_report.draw(result)
   plots.png(fig)
   assert [len(ax.lines) for ax in fig.axes] == [4, 4]
   ink = fig.get_tightbbox()
@@ -134,9 +135,9 @@ def test_without_torch_this_side_is_measured_alone(tmp_path, capsys):
   )
   result = read(tmp_path / 'w')
   (shape,) = result['shapes'].values()
-  assert set(shape['sides']) == {sides.ENGINE}
+  assert set(shape['sides']) == {bench_lib.ENGINE}
   assert shape['ratios'] == {} and shape['checks'] == {}
-  assert shape['sides'][sides.ENGINE]['median_seconds'] > 0
+  assert shape['sides'][bench_lib.ENGINE]['median_seconds'] > 0
   assert result['rival']['missing'] == 'there is no torch'
   assert 'No rival (there is no torch)' in capsys.readouterr().out
 
@@ -158,12 +159,14 @@ def test_what_is_measured_on_an_accelerator(tmp_path, monkeypatch):
   workload.write_model(bench.model(shape), shape, seed=0)
   measured = ttt.measure_shape(bench, 'mini', shape)
   # In bfloat16, and yet near to float32.
-  assert 0 < measured['checks'][sides.ENGINE]['bits_per_token'] < compare.BITS
-  usage = measured['sides'][sides.ENGINE]['usage']['step']
+  assert (
+    0 < measured['checks'][bench_lib.ENGINE]['bits_per_token'] < compare.BITS
+  )
+  usage = measured['sides'][bench_lib.ENGINE]['usage']['step']
   assert usage['documents_a_dispatch'] > 1
   assert 0 < measured['phases']['gradient_share_of_peak'] < 1
   assert 0 < measured['phases']['optimizer_share_of_bandwidth'] < 2
-  _, (_, phases) = report.tables_of(
+  _, (_, phases) = ttt_report.tables_of(
     {'shapes': {'mini': measured}, 'device': bench.device}
   )
   assert [len(row) for row in phases] == [7, 7]
@@ -191,7 +194,7 @@ def test_a_rival_that_fails_is_an_error_with_its_words(tmp_path):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'name': 'tt'}, "'tt' is not one of ttt"),
+    ({'name': 'tt'}, "'tt' is not one of embed, ttt"),
     ({'shapes': 'mini,large'}, "'large' is none of"),
     ({'rival': '/nowhere.py'}, "'/nowhere.py' is no file"),
   ],

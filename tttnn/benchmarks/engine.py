@@ -37,8 +37,8 @@ class _Ids:
     return self.size
 
 
-class Engine:
-  """One model and its documents."""
+class Side:
+  """What every benchmark asks of this program's side."""
 
   def device(self) -> dict:
     """What it computes on."""
@@ -48,6 +48,14 @@ class Engine:
       'kind': _processor() if kind == 'cpu' else kind,
       'cores': len(os.sched_getaffinity(0)),
     }
+
+  def peak(self) -> dict:
+    """Of products, in operations a second."""
+    return {'matmul': peak.matmul()}
+
+
+class Engine(Side):
+  """One model and its documents."""
 
   def write(self, directory: str, shape: str, seed: int) -> dict:
     """Writes the model of a shape."""
@@ -114,12 +122,8 @@ class Engine:
         }
         for kind, usage in self._pool.usage.items()
       },
-      **_peaks(),
+      **peaks(),
     }
-
-  def peak(self) -> dict:
-    """Of products, in operations a second."""
-    return {'matmul': peak.matmul()}
 
   def phases(self, rows: int, size: int) -> dict:
     """What gradient and optimizer of a dispatch take, each by itself.
@@ -186,7 +190,7 @@ def _processor() -> str:
   return names[0] if names else 'cpu'
 
 
-def _peaks() -> dict:
+def peaks() -> dict:
   """The most memory held so far, in bytes."""
   with open('/proc/self/status', encoding='ascii') as file:
     fields = dict(line.split(':', 1) for line in file)
@@ -197,16 +201,16 @@ def _peaks() -> dict:
   }
 
 
-def main() -> None:
+def serve(side: Side) -> None:
+  """Answers the requests on stdin until it ends."""
   # The answers have stdout to themselves: what is printed joins the errors.
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)
-  engine = Engine()
   for line in sys.stdin:
     request = json.loads(line)
-    answer = getattr(engine, request.pop('call'))(**request)
+    answer = getattr(side, request.pop('call'))(**request)
     print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == '__main__':
-  main()
+  serve(Engine())

@@ -13,9 +13,9 @@ import dataclasses
 
 import numpy as np
 
+from tttnn.benchmarks import bench as bench_lib
 from tttnn.benchmarks import compare
 from tttnn.benchmarks import process
-from tttnn.benchmarks import rival as rival_lib
 from tttnn.benchmarks import sides as sides_lib
 from tttnn.benchmarks import workload
 
@@ -25,8 +25,8 @@ _SCALED_TOKENS = 128  # Of a window, at most.
 # Guesses, for `cost` alone: the share of the matmul peak that a side reaches on
 # accelerators and on CPU, and seconds until it has started and compiled.
 _SPEEDS = (
-  {sides_lib.ENGINE: 0.3, sides_lib.PLAIN: 0.02, sides_lib.BEST: 0.1},
-  {sides_lib.ENGINE: 0.5, sides_lib.PLAIN: 0.35},
+  {bench_lib.ENGINE: 0.3, bench_lib.PLAIN: 0.02, bench_lib.BEST: 0.1},
+  {bench_lib.ENGINE: 0.5, bench_lib.PLAIN: 0.35},
 )
 _START = 20.0
 
@@ -41,10 +41,7 @@ def measure(config, workdir: str) -> dict:
   shapes = workload.parse(config.benchmark.shapes)
   with sides_lib.engine_process() as probe:
     bench = sides_lib.open_bench(config, workdir, probe)
-    bench.say(
-      f'on {bench.device["kind"]}, {bench.device["cores"]} cores; it rests '
-      'while a side is timed, as should the machine'
-    )
+    bench.say_where()
     for name, shape in shapes.items():
       probe.ask(
         call='write', directory=bench.model(shape), shape=name, seed=bench.seed
@@ -56,18 +53,8 @@ def measure(config, workdir: str) -> dict:
   # Of the last shape, which should be a small one.
   scaling = measure_scaling(bench, *list(shapes.items())[-1])
   return {
-    'device': bench.device,
+    **bench.result(trials),
     'settings': bench.settings,
-    'environment': rival_lib.HUGE_PAGES,
-    'rival': {
-      'script': config.benchmark.rival,
-      'missing': bench.missing,
-      'trials': trials,
-      'chosen': {
-        side: dataclasses.asdict(setting) | {'about': bench.about[side]}
-        for side, setting in bench.rival.items()
-      },
-    },
     'shapes': measured,
     'scaling': scaling,
   }
@@ -88,7 +75,7 @@ def measure_shape(
     side: compare.summarise_side(samples, operations, peak, count, neighbors)
     for side, samples in timed.pop('samples').items()
   }
-  ours = measured[sides_lib.ENGINE]['median_seconds']
+  ours = measured[bench_lib.ENGINE]['median_seconds']
   ratios = {
     side: one['median_seconds'] / ours for side, one in measured.items()
   }
@@ -98,7 +85,7 @@ def measure_shape(
       f'{ratios[side]:.2f} times ours, '
       f'{one["share_of_peak"]["all"]:.0%} of the matmul peak'
     )
-  del ratios[sides_lib.ENGINE]
+  del ratios[bench_lib.ENGINE]
   return {
     'shape': dataclasses.asdict(shape),
     'params': shape.params,
@@ -128,21 +115,21 @@ def time_sides(
   request = run_request(range(len(documents)), len(documents[0]['neighbors']))
   exact = phases = None
   with contextlib.ExitStack() as stack:
-    rivals = sides_lib.start_rivals(bench, shape, path, stack)
+    rivals = bench_lib.start_rivals(bench, bench.load(shape, path), stack)
     if not bench.on_cpu:  # What is timed there is not in float32.
       with sides_lib.start_engine(bench, shape, path, 'float32', '1') as engine:
         exact = engine.ask(**request)
     engine = stack.enter_context(sides_lib.start_engine(bench, shape, path))
-    sides = {sides_lib.ENGINE: engine, **rivals}
+    sides = {bench_lib.ENGINE: engine, **rivals}
     first = {side: sides[side].ask(**request) for side in sides}
     checks = check(name, documents, first, exact)
     samples, matmul = {side: [] for side in sides}, []
     for repeat in range(bench.config.repeats):
-      for side in rotated(list(sides), repeat):
+      for side in bench_lib.rotated(list(sides), repeat):
         samples[side].append(sides[side].ask(**request))
       matmul.append(engine.ask(call='peak')['matmul'])
     if not bench.on_cpu:
-      phases = measure_phases(shape, engine, samples[sides_lib.ENGINE][-1])
+      phases = measure_phases(shape, engine, samples[bench_lib.ENGINE][-1])
   return {
     'samples': samples,
     'matmul': matmul,
@@ -173,11 +160,11 @@ def check(
   """
   checks = {}
   for side, answer in answers.items():
-    if side == sides_lib.ENGINE and exact is None:
+    if side == bench_lib.ENGINE and exact is None:
       continue
-    ours = exact or answers[sides_lib.ENGINE]
-    pair = f'{name}: {sides_lib.ENGINE} and {side}'
-    if exact and side != sides_lib.PLAIN:  # Those are in bfloat16, or in TF32.
+    ours = exact or answers[bench_lib.ENGINE]
+    pair = f'{name}: {bench_lib.ENGINE} and {side}'
+    if exact and side != bench_lib.PLAIN:  # Those are in bfloat16, or in TF32.
       bits = compare.check_bits(pair, ours, answer, documents)
       checks[side] = {'bits_per_token': bits}
     else:
@@ -241,10 +228,10 @@ def measure_scaling(
   bench.say(f'scaling: {name}, over neighbours and windows')
   with contextlib.ExitStack() as stack:
     engine = stack.enter_context(sides_lib.start_engine(bench, shape, path))
-    rivals = sides_lib.start_rivals(
-      bench, shape, path, stack, [sides_lib.PLAIN]
+    rivals = bench_lib.start_rivals(
+      bench, bench.load(shape, path), stack, [bench_lib.PLAIN]
     )
-    sides = {sides_lib.ENGINE: engine, **rivals}
+    sides = {bench_lib.ENGINE: engine, **rivals}
     seconds = {
       over: {side: [[] for _ in _COUNTS] for side in sides}
       for over in requests(0)
@@ -255,7 +242,7 @@ def measure_scaling(
     for repeat in range(bench.config.repeats):
       for place in range(len(_COUNTS)):
         for over, request in requests(place).items():
-          for side in rotated(list(sides), repeat):
+          for side in bench_lib.rotated(list(sides), repeat):
             taken = sides[side].ask(**request)['seconds'] / copies
             seconds[over][side][place].append(taken)
   curves = {
@@ -284,12 +271,6 @@ def run_request(documents: Iterable[int], neighbors: int) -> dict:
   }
 
 
-def rotated(sides: Sequence[str], by: int) -> list[str]:
-  """In turns, none of them always comes first."""
-  by %= len(sides)
-  return [*sides[by:], *sides[:by]]
-
-
 def cost(config) -> dict:
   """What `estimate.show` prints, guessed from the useful operations.
 
@@ -301,7 +282,7 @@ def cost(config) -> dict:
     bench = sides_lib.open_bench(config, '', probe)
     peak = probe.ask(call='peak')['matmul']
   speeds = _SPEEDS[bench.device['backend'] == 'cpu']
-  sides = list(speeds) if config.benchmark.rival else [sides_lib.ENGINE]
+  sides = list(speeds) if config.benchmark.rival else [bench_lib.ENGINE]
   documents, steps, seconds, memory = 0, 0, 0.0, 0
   for shape in shapes.values():
     given = [

@@ -1,13 +1,15 @@
 """What the `ttt` benchmark found: tables, the words around them, a figure."""
 
 from collections.abc import Mapping
-from collections.abc import Sequence
 
 from matplotlib import figure
 
-from tttnn.benchmarks import sides
+from tttnn.benchmarks import bench
+from tttnn.benchmarks import report
 from tttnn.reporting import plots
 from tttnn.reporting import tables
+
+FIGURE = 'Seconds a document'
 
 
 def tables_of(result: Mapping) -> list[tuple[str, tables.Cells]]:
@@ -54,9 +56,6 @@ def _speed_row(
 ) -> list[str]:
   ratio = shape['ratios'].get(side, 1.0)
   shares = measured['share_of_peak']
-  memory = f'{measured["peak_bytes"] / 1e9:.2f} GB'
-  if backend != 'cpu':
-    memory += f' + {measured["device_peak_bytes"] / 1e9:.1f} GB'
   return [
     f'{name}: {side}',
     tables.number(measured['seconds_per_neighbor'], 4),
@@ -64,7 +63,7 @@ def _speed_row(
     f'{ratio:.2f}',
     f'{shares["steps"]:.0%}',
     f'{shares["all"]:.0%}',
-    memory,
+    report.memory(measured, backend),
   ]
 
 
@@ -82,16 +81,15 @@ def _phases_row(name: str, phases: Mapping) -> list[str]:
 
 def sentences(result: Mapping) -> list[str]:
   """What one must know to read the tables."""
-  device = result['device']
-  said = [f'On {device["kind"]}, {device["cores"]} cores.']
+  said = [report.where(result)]
   for name, shape in result['shapes'].items():
-    ours = shape['sides'][sides.ENGINE]
+    ours = shape['sides'][bench.ENGINE]
     usage = ours['usage']['step']
     rest = ours['median_parts']['rest'] / ours['median_seconds']
     said.append(
       f'{name}: {shape["documents"]} documents with {shape["neighbors"]} '
       f'neighbours each, {len(shape["matmul"])} repeats; matrix product at '
-      f'{shape["matmul_peak"] / 1e9:,.0f} GFLOP/s; in {sides.ENGINE} '
+      f'{shape["matmul_peak"] / 1e9:,.0f} GFLOP/s; in {bench.ENGINE} '
       f'{usage["documents_a_dispatch"]:.1f} documents a step, '
       f'{usage["padded_share"]:.0%} of its tokens padding, {rest:.0%} of the '
       'time moving documents in and out.'
@@ -99,17 +97,7 @@ def sentences(result: Mapping) -> list[str]:
     for side, apart in shape['checks'].items():
       shown = ', '.join(f'{k} {v:.0e}' for k, v in apart.items())
       said.append(f'{name}: {side} differs by {shown}.')
-  said.append(f'{sides.ENGINE}: {_typed(result["environment"])}.')
-  for side, setting in result['rival']['chosen'].items():
-    about = setting['about']
-    versions = ' '.join(f'{k} {v}' for k, v in about['versions'].items())
-    said.append(
-      f'{side}: {_typed(setting["environment"], setting["options"])}; '
-      f'{versions}, {about["threads"]} threads, on {about["device"]}.'
-    )
-  if not result['rival']['chosen']:
-    why = result['rival']['missing'] or 'none was asked for'
-    said.append(f'No rival ({why}): {sides.ENGINE} alone was measured.')
+  said += report.who(result)
   scaling = result['scaling']
   for over, curves in scaling['curves'].items():
     for side, curve in curves.items():
@@ -119,12 +107,6 @@ def sentences(result: Mapping) -> list[str]:
         f'{line["slope"]:.4f} s x {over}, r2 {line["r2"]:.4f}.'
       )
   return said
-
-
-def _typed(environment: Mapping, options: Sequence[str] = ()) -> str:
-  """Variables and options as one would type them."""
-  variables = [f'{name}={value}' for name, value in environment.items()]
-  return ' '.join([*variables, *options]) or 'as it is'
 
 
 def draw(result: Mapping) -> figure.Figure:

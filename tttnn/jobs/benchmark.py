@@ -10,13 +10,15 @@ import os
 from tttnn import estimate
 from tttnn import files
 from tttnn import summary
-from tttnn.benchmarks import report
+from tttnn.benchmarks import embed
+from tttnn.benchmarks import embed_report
 from tttnn.benchmarks import ttt
+from tttnn.benchmarks import ttt_report
 from tttnn.reporting import plots
 from tttnn.reporting import tables
 
-# Each `measure`s, or `estimate`s what that would take.
-BENCHMARKS = {'ttt': ttt}
+# What measures, or tells what that would take, and what tells of the result.
+BENCHMARKS = {'embed': (embed, embed_report), 'ttt': (ttt, ttt_report)}
 
 
 def run(config, workdir: str) -> None:
@@ -31,12 +33,13 @@ def run(config, workdir: str) -> None:
     raise ValueError(
       f'benchmark.name={name!r} is not one of {", ".join(BENCHMARKS)}'
     )
+  benchmark, report = BENCHMARKS[name]
   if config.dry_run:
-    estimate.show(f'benchmark ({name})', **BENCHMARKS[name].cost(config))
+    estimate.show(f'benchmark ({name})', **benchmark.cost(config))
     return
   result = {
     'benchmark': name,
-    **BENCHMARKS[name].measure(config, workdir),
+    **benchmark.measure(config, workdir),
     'config': config.to_dict(),
     'versions': summary.versions(),
     'git_revision': summary.git_revision(),
@@ -44,7 +47,7 @@ def run(config, workdir: str) -> None:
   found, said = report.tables_of(result), report.sentences(result)
   for file, content in (
     ('benchmark.json', json.dumps(result, indent=2) + '\n'),
-    ('benchmark.md', _markdown(name, found, said)),
+    ('benchmark.md', _markdown(name, found, said, report.FIGURE)),
     ('benchmark.png', plots.png(report.draw(result))),
   ):
     files.write_if_changed(os.path.join(workdir, file), content)
@@ -54,10 +57,10 @@ def run(config, workdir: str) -> None:
   print(f'Written to {os.path.join(workdir, "benchmark.{json,md,png}")}')
 
 
-def _markdown(name: str, found, said) -> str:
+def _markdown(name: str, found, said, figure: str) -> str:
   parts = [f'# Benchmark: {name}']
   for title, cells in found:
     parts += [title, tables.render_markdown(cells).strip()]
   parts += [f'- {tables.escape(line)}' for line in said]
-  parts += ['![Seconds a document](benchmark.png)']
+  parts += [f'![{figure}](benchmark.png)']
   return '\n\n'.join(parts) + '\n'

@@ -161,6 +161,34 @@ def straight_lines(
 
 
 @style.context(_STYLE)
+def bars(panels: Mapping[str, Mapping[str, float]], unit: str) -> figure.Figure:
+  """A panel a title: a bar a name, with its number.
+
+  Args:
+    panels: title -> name -> value.
+    unit: of the values, below them.
+  """
+  most = max(map(len, panels.values()))
+  fig = figure.Figure(
+    figsize=(5.0, 0.4 + (0.4 + 0.3 * most) * len(panels)),
+    layout='constrained',
+  )
+  grid = fig.subplots(len(panels), 1, squeeze=False)[:, 0]
+  for ax, (title, values) in zip(grid, panels.items(), strict=True):
+    colors = [_BETTER, *[_GREY] * (len(values) - 1)]
+    shown = ax.barh(range(len(values)), [*values.values()], 0.7, color=colors)
+    ax.bar_label(shown, [f'{v:.3g}' for v in values.values()], padding=3)
+    ax.set_yticks(range(len(values)), [*values], parse_math=False)
+    ax.set_ylim(most - 0.5, -0.5)
+    ax.set_xlim(0, 1.15 * max(values.values()))
+    ax.set_title(title, loc='left', parse_math=False)
+    ax.grid(visible=False, axis='y')
+    ax.tick_params(axis='y', length=0)
+  grid[-1].set_xlabel(unit)
+  return fig
+
+
+@style.context(_STYLE)
 def png(fig: figure.Figure) -> bytes:
   """The figure as PNG; the same bytes each time."""
   buffer = io.BytesIO()
