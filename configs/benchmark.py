@@ -3,10 +3,11 @@
 python -m tttnn.main --config=configs/benchmark.py:ttt --workdir=/tmp/benchmark
 
 What is measured: `ttt`, adapting to neighbours; `embed`, embedding texts, those
-of --config.benchmark.texts='/tmp/texts/*.jsonl' or of the built-in corpus.
-Either takes about ten minutes on two cores, which should have nothing else to
-do, and under eight with an accelerator. benchmark.py:ttt,short (or embed,short)
-shows in a minute that it works.
+of --config.benchmark.texts='/tmp/texts/*.jsonl' or of the built-in corpus;
+`search`, the search host and search on the devices, beside faiss and the
+original's server. Each takes up to ten minutes on two cores, which should have
+nothing else to do, and under eight with an accelerator. benchmark.py:ttt,short
+(embed,short and search,short likewise) shows in a minute that it works.
 """
 
 import os
@@ -18,7 +19,16 @@ _RIVALS = os.path.join(
   'launch',
   'rivals',
 )
-_SHAPES = {'embed': 'small,base,long', 'ttt': 'small-1024,small-128,tiny'}
+_SHAPES = {
+  'embed': 'small,base,long',
+  'search': 'full',
+  'ttt': 'small-1024,small-128,tiny',
+}
+_SCRIPTS = {
+  'embed': 'embed_torch.py',
+  'search': 'search_connection.py',
+  'ttt': 'ttt_torch.py',
+}
 
 
 def get_config(variant='ttt'):
@@ -31,7 +41,7 @@ def get_config(variant='ttt'):
       'and behind a comma short'
     )
   config.benchmark.name = name
-  config.benchmark.rival = os.path.join(_RIVALS, f'{name}_torch.py')
+  config.benchmark.rival = os.path.join(_RIVALS, _SCRIPTS[name])
   config.benchmark.shapes = _SHAPES[name]
   # So much that a side that adapts otherwise is found out.
   config.ttt.learning_rate = 1e-4

@@ -11,6 +11,7 @@ distances, but a row that the index does not propose is not found.
 """
 
 from collections.abc import Sequence
+from concurrent import futures
 
 import faiss
 import numpy as np
@@ -45,13 +46,14 @@ class Engine:
   def __init__(
     self, store: store_lib.Store, *, threads: int, gpu: bool = False
   ):
-    index_lib.set_threads(threads)
+    threads = index_lib.set_threads(threads)
+    pool = futures.ThreadPoolExecutor(threads)
     manifest = store.manifest
     self._metric, self._dim = manifest.metric, manifest.dim
     self._spec = store.index.spec
     first_ids = np.cumsum([0] + [shard.rows for shard in manifest.shards])
     self._shards = [
-      _Shard(store, i, first_ids[i], gpu)
+      _Shard(store, i, first_ids[i], threads, pool, gpu)
       for i in store.here
       if manifest.shards[i].searchable
     ]
@@ -124,7 +126,15 @@ def merge(
 class _Shard:
   """The index of one shard: candidates, ranked exactly."""
 
-  def __init__(self, store: store_lib.Store, number: int, first_id: int, gpu):
+  def __init__(
+    self,
+    store: store_lib.Store,
+    number: int,
+    first_id: int,
+    threads: int,
+    pool: futures.Executor,
+    gpu: bool,
+  ):
     manifest = store.manifest
     shard = manifest.shards[number]
     path = store.index_path(number)
@@ -152,7 +162,8 @@ class _Shard:
     self.exact = isinstance(self.index, faiss.IndexFlat) and not gpu
     if self.exact:
       self._flat_NxD = index_lib.flat_vectors(self.index)
-      self._scan = scan_lib.Scan(self._flat_NxD, self._metric == 'l2')
+      squares = self._metric == 'l2'
+      self._scan = scan_lib.Scan(self._flat_NxD, squares, threads, pool)
     else:
       self._vectors = store.vectors(number)
     if gpu:

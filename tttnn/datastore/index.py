@@ -5,7 +5,6 @@ import re
 
 import faiss
 import numpy as np
-import threadpoolctl
 
 METRICS = {
   'l2': faiss.METRIC_L2,
@@ -76,13 +75,16 @@ def is_mapped(index: faiss.Index) -> bool:
   return hasattr(index, 'codes') and not index.codes.is_owned
 
 
-def set_threads(threads: int) -> None:
-  """Sets the threads of this process's searches; 0 = every core it may use."""
+def set_threads(threads: int) -> int:
+  """Sets the threads of faiss in this process; 0 = every core it may use.
+
+  Returns how many they are.
+  """
   if threads < 0:
     raise ValueError(f'{threads} threads; 0 stands for every core')
   threads = threads or len(os.sched_getaffinity(0))
   faiss.omp_set_num_threads(threads)
-  threadpoolctl.threadpool_limits(threads, user_api='blas')  # That of numpy.
+  return threads
 
 
 def flat_vectors(index: faiss.IndexFlat) -> np.ndarray:

@@ -4,7 +4,12 @@ One pass over the vectors serves many queries. What it finds is exact but for
 rounding in float32; `engine` ranks it again.
 """
 
+from collections.abc import Callable
+from concurrent import futures
+import functools
+
 import numpy as np
+import threadpoolctl
 
 _BLOCK_SCORES = 1 << 18  # Of a block: they stay in cache.
 _MOST_ROWS = 1 << 12
@@ -18,12 +23,28 @@ class Scan:
   Args:
     vectors_NxD: float32; it may be memory-mapped.
     squares: whether a score is |x|^2 / 2 - qx, or -qx.
+    threads: how many there are, each of which scans a part of the rows.
+    pool: of that many; it may serve others.
   """
 
-  def __init__(self, vectors_NxD: np.ndarray, squares: bool):
+  def __init__(
+    self,
+    vectors_NxD: np.ndarray,
+    squares: bool,
+    threads: int,
+    pool: futures.Executor,
+  ):
     self._vectors_NxD = vectors_NxD
     self._squares = squares
     self._half_N = None
+    count = len(vectors_NxD)
+    # Whole blocks each, and no more threads than there are blocks.
+    share = max(_MOST_ROWS, -(-count // threads))
+    self._parts = [
+      range(begin, min(begin + share, count))
+      for begin in range(0, count, share)
+    ]
+    self._pool = pool
 
   def nearest(
     self, queries_QxD: np.ndarray, width: int
@@ -38,57 +59,75 @@ class Scan:
       Scores [Q, width] and rows [Q, width]. A row that is not finite has none
       and is not among them; where fewer are, a score is infinite, its row -1.
     """
-    parts = [(np.empty((0, width), np.float32), np.empty((0, width), np.int64))]
-    parts += [
-      self._nearest(queries_QxD[begin : begin + _MOST_QUERIES], width)
-      for begin in range(0, len(queries_QxD), _MOST_QUERIES)
-    ]
-    scores, rows = zip(*parts, strict=True)
+    found = [(np.empty((0, width), np.float32), np.empty((0, width), np.int64))]
+    for begin in range(0, len(queries_QxD), _MOST_QUERIES):
+      some_QxD = queries_QxD[begin : begin + _MOST_QUERIES]
+      parts = self._each(lambda rows, q=some_QxD: self._nearest(rows, q, width))
+      scores, rows = (
+        np.concatenate(x, axis=1) for x in zip(*parts, strict=True)
+      )
+      found.append(_best(scores, rows, width))
+    scores, rows = zip(*found, strict=True)
     return np.concatenate(scores), np.concatenate(rows)
 
   def within(self, query_D: np.ndarray, limit: float) -> np.ndarray:
     """All rows whose score is at most `limit`."""
-    found = [
-      begin + np.flatnonzero(scores_BxQ[:, 0] <= limit)
-      for begin, scores_BxQ in self._blocks(query_D[None])
-    ]
-    return np.concatenate(found)
+
+    def part(rows):
+      return [
+        begin + np.flatnonzero(scores_BxQ[:, 0] <= limit)
+        for begin, scores_BxQ in self._blocks(rows, query_D[None])
+      ]
+
+    return np.concatenate([x for found in self._each(part) for x in found])
 
   def largest_norm(self) -> float:
     """The norm that no finite row exceeds."""
-    return float(np.sqrt(2 * np.nanmax(self._halves(), initial=0))) * (1 + 1e-6)
+    halves_N = self._halves()
+    largest = np.max(halves_N, initial=0, where=np.isfinite(halves_N))
+    return float(np.sqrt(2 * largest)) * (1 + 1e-6)
 
-  def _nearest(self, queries_QxD, width: int):
+  def _each(self, call: Callable[[range], object]) -> list:
+    """What a call says of each part of the rows."""
+    if self._squares:
+      self._halves()
+    # One thread a product: those of BLAS wait for each other at each block,
+    # which costs more than all else where something else runs.
+    with _blas().limit(limits=1, user_api='blas'):
+      if len(self._parts) == 1:
+        return [call(self._parts[0])]
+      return list(self._pool.map(call, self._parts))
+
+  def _nearest(self, part: range, queries_QxD, width: int):
     count = len(queries_QxD)
     scores_QxW = np.full((count, width), np.inf, np.float32)
     rows_QxW = np.full((count, width), -1, np.int64)
     hits, total, merged = [], 0, 0
-    for begin, scores_BxQ in self._blocks(queries_QxD):
+    for begin, scores_BxQ in self._blocks(part, queries_QxD):
       # Rows that are not among the best so far need no more than this.
       worst_Q = scores_QxW.max(axis=1)
       flat = np.flatnonzero(scores_BxQ < worst_Q)
       hits.append((begin + flat // count, flat % count, scores_BxQ.flat[flat]))
       total += len(flat)
-      end = begin + len(scores_BxQ)
+      seen = begin + len(scores_BxQ) - part.start
       # After twice as many rows, a few more have been better than the worst.
-      if end >= 2 * merged or total > max(_LEAST_HITS, 4 * count * width):
+      if seen >= 2 * merged or total > max(_LEAST_HITS, 4 * count * width):
         scores_QxW, rows_QxW = _merge(scores_QxW, rows_QxW, hits)
-        hits, total, merged = [], 0, end
+        hits, total, merged = [], 0, seen
     return _merge(scores_QxW, rows_QxW, hits)
 
-  def _blocks(self, queries_QxD):
-    """(first row, scores [B, Q] until the next) of all rows in order."""
-    halves_N = self._halves() if self._squares else None
+  def _blocks(self, part: range, queries_QxD):
+    """(first row, scores [B, Q] until the next) of some rows in order."""
     step = min(_MOST_ROWS, max(1, _BLOCK_SCORES // len(queries_QxD)))
     room_BxQ = np.empty((step, len(queries_QxD)), np.float32)
-    for begin in range(0, len(self._vectors_NxD), step):
-      block_BxD = self._vectors_NxD[begin : begin + step]
+    for begin in range(part.start, part.stop, step):
+      end = min(begin + step, part.stop)
       # Into memory that is there already: fresh pages would cost as much as
       # comparing does.
-      scores_BxQ = room_BxQ[: len(block_BxD)]
-      np.matmul(block_BxD, queries_QxD.T, out=scores_BxQ)
+      scores_BxQ = room_BxQ[: end - begin]
+      np.matmul(self._vectors_NxD[begin:end], queries_QxD.T, out=scores_BxQ)
       if self._squares:
-        half_Bx1 = halves_N[begin : begin + step, None]
+        half_Bx1 = self._half_N[begin:end, None]
         with np.errstate(invalid='ignore'):  # Rows of infinities.
           np.subtract(half_Bx1, scores_BxQ, out=scores_BxQ)
       else:
@@ -107,6 +146,11 @@ class Scan:
     return self._half_N
 
 
+@functools.cache
+def _blas() -> threadpoolctl.ThreadpoolController:
+  return threadpoolctl.ThreadpoolController()
+
+
 def _merge(scores_QxW, rows_QxW, hits):
   """The best of those there were and of hits (rows, queries, scores)."""
   if not hits:
@@ -123,10 +167,15 @@ def _merge(scores_QxW, rows_QxW, hits):
   all_rows = np.full(shape, -1, np.int64)
   all_scores[:, :width], all_rows[:, :width] = scores_QxW, rows_QxW
   all_scores[queries, columns], all_rows[queries, columns] = scores, rows
-  if shape[1] == width:
-    return all_scores, all_rows
-  best_QxW = np.argpartition(all_scores, width - 1, axis=1)[:, :width]
+  return _best(all_scores, all_rows, width)
+
+
+def _best(scores_QxM, rows_QxM, width: int):
+  """The `width` lowest of each row."""
+  if scores_QxM.shape[1] == width:
+    return scores_QxM, rows_QxM
+  best_QxW = np.argpartition(scores_QxM, width - 1, axis=1)[:, :width]
   return (
-    np.take_along_axis(all_scores, best_QxW, axis=1),
-    np.take_along_axis(all_rows, best_QxW, axis=1),
+    np.take_along_axis(scores_QxM, best_QxW, axis=1),
+    np.take_along_axis(rows_QxM, best_QxW, axis=1),
   )

@@ -12,13 +12,19 @@ from tttnn import files
 from tttnn import summary
 from tttnn.benchmarks import embed
 from tttnn.benchmarks import embed_report
+from tttnn.benchmarks import search
+from tttnn.benchmarks import search_report
 from tttnn.benchmarks import ttt
 from tttnn.benchmarks import ttt_report
 from tttnn.reporting import plots
 from tttnn.reporting import tables
 
 # What measures, or tells what that would take, and what tells of the result.
-BENCHMARKS = {'embed': (embed, embed_report), 'ttt': (ttt, ttt_report)}
+BENCHMARKS = {
+  'embed': (embed, embed_report),
+  'search': (search, search_report),
+  'ttt': (ttt, ttt_report),
+}
 
 
 def run(config, workdir: str) -> None:

@@ -189,6 +189,28 @@ def bars(panels: Mapping[str, Mapping[str, float]], unit: str) -> figure.Figure:
 
 
 @style.context(_STYLE)
+def log_lines(
+  lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+  x_label: str,
+  y_label: str,
+) -> figure.Figure:
+  """Lines (x, y) by name, both axes logarithmic."""
+  fig = figure.Figure(figsize=(4.6, 3.2), layout='constrained')
+  ax = fig.subplots()
+  looks = [('o-', _BETTER), ('s--', _WORSE), ('^:', _GREY)]
+  for (name, (x, y)), (marks, color) in zip(lines.items(), looks, strict=False):
+    ax.plot(x, y, marks, color=color, markersize=4, label=name)
+  ax.set_xscale('log', base=2)
+  ax.set_yscale('log')
+  ax.xaxis.set_major_formatter(ticker.ScalarFormatter())
+  ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f'{y:g}'))
+  ax.set_xlabel(x_label)
+  ax.set_ylabel(y_label)
+  ax.legend(frameon=False)
+  return fig
+
+
+@style.context(_STYLE)
 def png(fig: figure.Figure) -> bytes:
   """The figure as PNG; the same bytes each time."""
   buffer = io.BytesIO()
