@@ -118,6 +118,17 @@ def test_rows_are_as_the_contract_says(world, finished):
   assert rows[COUNT - 4]['num_words'] == 1
 
 
+def test_who_searches_changes_no_row(world, finished, tmp_path):
+  config = changed(world, store__search='device')
+  jobs.run(config, str(tmp_path))
+  assert timeless(rows_of(tmp_path)) == timeless(rows_of(finished))
+  # The rows of one are those of the other: a rerun has nothing to do.
+  jobs.run(changed(world, store__search='faiss'), str(tmp_path))
+  config = changed(world, store__search='both')
+  with pytest.raises(ValueError, match="search='both' is not one of faiss"):
+    jobs.run(config, str(tmp_path / 'other'))
+
+
 def test_neighbors_are_those_of_brute_force(world, finished):
   # The split protocol's own queries, embedded by the definition in PyTorch.
   import torch
