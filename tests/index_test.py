@@ -371,3 +371,37 @@ def test_files_of_something_else_are_not_imported(tmp_path):
   faiss.write_index(other, files[0])
   with pytest.raises(ValueError, match='ScalarQuantizer: only Flat files'):
     run(files)
+
+
+def test_nearest_gives_what_a_part_has(tmp_path):
+  rng = np.random.default_rng(0)
+  shards = [grid(rng, 5), grid(rng, 40)]
+  store = build_store(tmp_path, shards)
+  queries = grid(rng, 6)
+  both = engine_lib.Engine(store, threads=1)
+  whole = both.search(queries, 12)
+  parts = []
+  for i, count in ((0, 5), (1, 12)):
+    part = store_lib.open(store.directory, shards=(i,))
+    distances, ids = engine_lib.Engine(part, threads=1).nearest(queries, 12)
+    assert distances.shape == ids.shape == (6, count)
+    assert (distances.dtype, ids.dtype) == (np.float32, np.int64)
+    parts.append(list(zip(distances, ids, strict=True)))
+  for mine, theirs in (
+    (engine_lib.merge(parts, 6, 12, 'Flat'), whole),
+    (both.nearest(queries, 12), whole),
+  ):
+    np.testing.assert_array_equal(mine, theirs)
+  with pytest.raises(ValueError, match='0 neighbours'):
+    both.nearest(queries, 0)
+
+
+def test_nearest_of_an_index_that_finds_less_ends_in_nothing(tmp_path):
+  # Of two lists, the one that is searched holds a single row.
+  vectors = np.array([[i, 1e4 * (i == 0)] for i in range(100)])
+  store = build_store(tmp_path, [vectors], index='IVF2,Flat;nprobe=2')
+  store = store_lib.open(store.directory, 'IVF2,Flat;nprobe=1')
+  engine = engine_lib.Engine(store, threads=1)
+  distances, ids = engine.nearest(np.array([[0, 1e4], [50, 0]]), 3)
+  assert ids.tolist() == [[0, -1, -1], [50, 49, 51]]
+  assert distances.tolist() == [[0, np.inf, np.inf], [0, 1, 1]]

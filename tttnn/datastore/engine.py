@@ -88,6 +88,34 @@ class Engine:
     found = [shard.search(queries_QxD, k) for shard in self._shards]
     return merge(found, len(queries_QxD), k, self._spec)
 
+  def nearest(
+    self, queries_QxD: np.ndarray, k: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """What the shards here have to say to a search of the whole store.
+
+    Args:
+      queries_QxD: as of `search`.
+      k: number of neighbours; the shards here may have fewer rows.
+
+    Returns:
+      As `search`, but n = min(k, count) a query; an approximate index that
+      found less leaves inf and -1 at the end.
+
+    Raises:
+      ValueError: another dim, a query that is not finite, or k below 1.
+    """
+    queries_QxD = np.ascontiguousarray(queries_QxD, np.float32)
+    n = min(k, self.count)
+    self.check(queries_QxD, n)
+    queries_QxD = metric_lib.prepared_queries(self._metric, queries_QxD)
+    found = [shard.search(queries_QxD, n) for shard in self._shards]
+    distances_Qxn = np.full((len(queries_QxD), n), np.inf, np.float32)
+    ids_Qxn = np.full(distances_Qxn.shape, -1, np.int64)
+    for q, parts in enumerate(zip(*found, strict=True)):
+      distances, ids = _first(parts, n)
+      distances_Qxn[q, : len(ids)], ids_Qxn[q, : len(ids)] = distances, ids
+    return distances_Qxn, ids_Qxn
+
 
 def merge(
   found: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]],
@@ -112,15 +140,21 @@ def merge(
   distances_Qxk = np.empty((queries, k), np.float32)
   ids_Qxk = np.empty((queries, k), np.int64)
   for q, parts in enumerate(zip(*found, strict=True)):
-    distances, ids = map(np.concatenate, zip(*parts, strict=True))
+    distances, ids = _first(parts, k)
     if len(ids) < k:
       raise ValueError(
         f'index {spec!r} found {len(ids)} of {k} neighbours: search more of it '
         '(such as IVF64,Flat;nprobe=16)'
       )
-    order = np.lexsort((ids, distances))[:k]
-    distances_Qxk[q], ids_Qxk[q] = distances[order], ids[order]
+    distances_Qxk[q], ids_Qxk[q] = distances, ids
   return distances_Qxk, ids_Qxk
+
+
+def _first(parts, k: int) -> tuple[np.ndarray, np.ndarray]:
+  """The k nearest of one query's (distances, ids), or all if there are less."""
+  distances, ids = map(np.concatenate, zip(*parts, strict=True))
+  order = np.lexsort((ids, distances))[:k]
+  return distances[order], ids[order]
 
 
 class _Shard:
