@@ -10,10 +10,12 @@ from tttnn.corpus import jsonl
 from tttnn.datastore import replay
 from tttnn.datastore import retrieve
 
-NEIGHBORS = [
-  retrieve.Neighbor(3, 0.25, 'nearest\u2028 \U0001f600'),
-  retrieve.Neighbor(1, 1.5, ''),
-]
+NEIGHBORS = retrieve.Neighbors(
+  [
+    retrieve.Neighbor(3, 0.25, 'nearest\u2028 \U0001f600'),
+    retrieve.Neighbor(1, 1.5, ''),
+  ]
+)
 
 
 def no_corpus():
@@ -29,7 +31,7 @@ def test_what_was_saved_is_replayed_without_a_store(tmp_path):
   path = str(tmp_path / 'deep' / 'neighbors.jsonl')
   saver = replay.Saver(path, [])
   saver.append('a', NEIGHBORS)
-  saver.append(7, [])
+  saver.append(7, retrieve.Neighbors())
   saver.close()
   read = replay.Replay(path, no_corpus)
   read.require(['a', 7])
@@ -64,7 +66,7 @@ def test_saving_goes_on_after_the_documents_that_are_done(tmp_path):
   with open(path, 'a') as file:
     file.write('{"doc_id": "c", "neigh')
   saver = replay.Saver(path, ['a'])
-  saver.append('b', NEIGHBORS[:1])
+  saver.append('b', retrieve.Neighbors(NEIGHBORS[:1]))
   saver.close()
   read = replay.Replay(path, no_corpus)
   assert read('a', 5) == NEIGHBORS

@@ -30,6 +30,9 @@ def write(config, workdir: str, rows: list[dict]) -> None:
     'documents_with_missing_neighbors': sum(
       row['missing_neighbors'] > 0 for row in rows
     ),
+    'documents_with_missing_shards': sum(
+      'missing_shards' in row for row in rows
+    ),
     'steps': sum(sum(row['steps']) for row in rows),
     'seconds_per_document': {
       part: float(np.mean([row['seconds'][part] for row in rows]))

@@ -1,12 +1,12 @@
 """Neighbours kept in a file: written by one run, read by another.
 
 A line a document: {"doc_id", "neighbors": [{"id", "distance", "text"?}]},
-nearest first, distances Euclidean.
+nearest first, distances Euclidean. "missing_shards" names those that the search
+had to do without.
 """
 
 from collections.abc import Callable
 from collections.abc import Iterable
-from collections.abc import Sequence
 import json
 import os
 
@@ -56,15 +56,18 @@ class Replay:
           f'{len(self._rows)} documents)'
         )
 
-  def __call__(self, doc_id: str | int, k: int) -> list[retrieve.Neighbor]:
+  def __call__(self, doc_id: str | int, k: int) -> retrieve.Neighbors:
     """The first k entries of a document; fewer if there are fewer.
 
     Raises:
       ValueError: for an entry without text whose id the store does not have.
     """
     row = self._rows[doc_id]
-    entries = self._record(row)['neighbors'][:k]
-    return [self._neighbor(entry, row) for entry in entries]
+    record = self._record(row)
+    return retrieve.Neighbors(
+      (self._neighbor(entry, row) for entry in record['neighbors'][:k]),
+      record.get('missing_shards', ()),
+    )
 
   def _record(self, row: int) -> dict:
     return _parse(self._shard.line(row), f'{self._shard.path}:{row + 1}')
@@ -106,9 +109,7 @@ class Saver:
     files.write_if_changed(path, b''.join(lines[doc_id] for doc_id in done))
     self._file = open(path, 'ab')  # noqa: SIM115 (closed by close)
 
-  def append(
-    self, doc_id: str | int, neighbors: Sequence[retrieve.Neighbor]
-  ) -> None:
+  def append(self, doc_id: str | int, neighbors: retrieve.Neighbors) -> None:
     """Writes a line, texts included, so that a replay needs no store."""
     self._file.write(line(doc_id, neighbors).encode())
     self._file.flush()
@@ -117,12 +118,14 @@ class Saver:
     self._file.close()
 
 
-def line(doc_id: str | int, neighbors: Sequence[retrieve.Neighbor]) -> str:
+def line(doc_id: str | int, neighbors: retrieve.Neighbors) -> str:
   """A line of the file, with its end."""
   entries = [
     {'id': n.id, 'distance': n.distance, 'text': n.text} for n in neighbors
   ]
   record = {'doc_id': doc_id, 'neighbors': entries}
+  if neighbors.missing_shards:
+    record['missing_shards'] = neighbors.missing_shards
   return json.dumps(record, ensure_ascii=False) + '\n'
 
 

@@ -1,6 +1,7 @@
 """From queries to neighbours: embed, search, look the texts up."""
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -34,6 +35,23 @@ class Neighbor:
   id: int | None
   distance: float
   text: str
+
+
+class Neighbors(list[Neighbor]):
+  """What one query found, nearest first.
+
+  Attributes:
+    missing_shards: numbers of the shards that were not searched, as the user
+      allowed; empty for a complete answer.
+  """
+
+  def __init__(
+    self,
+    found: Iterable[Neighbor] = (),
+    missing_shards: Sequence[int] = (),
+  ):
+    super().__init__(found)
+    self.missing_shards = tuple(missing_shards)
 
 
 class Searcher(Protocol):
@@ -87,7 +105,8 @@ def connect(
   """
   if search not in SEARCHES:
     raise ValueError(
-      f'store.search={search!r} is not one of {", ".join(SEARCHES)}'
+      f'store.search={search!r} is not one of {", ".join(SEARCHES)}; for '
+      "'cluster' there is cluster.connect"
     )
   store = store_lib.open(store_path, index)
   if search == 'device':
@@ -116,6 +135,7 @@ class Retriever:
     embedder: embed.Embedder,
     searcher: Searcher,
     texts: Callable[[Sequence[int]], list[str]],
+    missing: Callable[[], Sequence[int]] = tuple,
   ):
     """Checks that store and embedder belong together.
 
@@ -123,6 +143,7 @@ class Retriever:
       embedder: of the queries.
       searcher: of the store.
       texts: of ids in the store.
+      missing: shards that the last search of `searcher` did without.
 
     Raises:
       ValueError: if the store was built with another embedder.
@@ -131,10 +152,11 @@ class Retriever:
     self._embedder = embedder
     self._searcher = searcher
     self._texts = texts
+    self._missing = missing
 
   def __call__(
     self, texts: Sequence[str], k: int, *, exclude: Sequence[str] | None = None
-  ) -> list[list[Neighbor]]:
+  ) -> list[Neighbors]:
     """The k nearest of each text, nearest first.
 
     Args:
@@ -155,23 +177,27 @@ class Retriever:
       for query_D, unwanted in zip(queries_QxD, exclude, strict=True)
     ]
 
-  def _search(self, queries_QxD, k: int) -> list[list[Neighbor]]:
+  def _search(self, queries_QxD, k: int) -> list[Neighbors]:
     distances_Qxk, ids_Qxk = self._searcher.search(queries_QxD, k)
+    missing = self._missing()
+    # Of all queries at once: the texts may lie on other hosts.
+    texts = iter(self._texts(ids_Qxk.ravel().tolist()))
     found = []
     for distances_k, ids_k in zip(distances_Qxk, ids_Qxk, strict=True):
-      ids = ids_k.tolist()
-      triples = zip(ids, distances_k.tolist(), self._texts(ids), strict=True)
-      found.append([Neighbor(*triple) for triple in triples])
+      pairs = zip(ids_k.tolist(), distances_k.tolist(), strict=True)
+      found.append(
+        Neighbors((Neighbor(*pair, next(texts)) for pair in pairs), missing)
+      )
     return found
 
   def _search_others(
     self, query_D: np.ndarray, k: int, unwanted: str
-  ) -> list[Neighbor]:
+  ) -> Neighbors:
     extra, most = 1, self._searcher.info['searchable']
     while True:
       asked = min(k + extra, most)
       found = self._search(query_D[None], asked)[0]
       kept = [n for n in found if n.text != unwanted]
       if len(kept) >= k or asked == most:
-        return kept[:k]
+        return Neighbors(kept[:k], found.missing_shards)
       extra *= 2

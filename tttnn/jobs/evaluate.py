@@ -210,6 +210,7 @@ def _works(
         'num_tokens': len(case.tokens),
         'neighbors': [{'id': n.id, 'distance': n.distance} for n in chosen],
         'missing_neighbors': wanted - len(chosen),
+        'missing_shards': nearest.missing_shards,
         'seconds': {
           'retrieve': retrieve,
           'select': time.monotonic() - begin,
@@ -233,6 +234,7 @@ def _row(row: dict, outcome: ttt.Outcome) -> dict:
     'score': outcome.score_seconds,
   }
   neighbors_, missing = row.pop('neighbors'), row.pop('missing_neighbors')
+  shards = row.pop('missing_shards')
   return {
     **row,
     'at': outcome.at,
@@ -241,6 +243,7 @@ def _row(row: dict, outcome: ttt.Outcome) -> dict:
     'steps': outcome.steps,
     'neighbors': neighbors_,
     'missing_neighbors': missing,
+    **({'missing_shards': shards} if shards else {}),
     'seconds': seconds,
   }
 

@@ -172,8 +172,9 @@ def _rows(
       'neighbors': [],
     }
     if pool:
+      (nearest,) = find([model.case(document, 'whole', 0)])
       chosen = select.within(
-        *find([model.case(document, 'whole', 0)]),
+        nearest,
         minimum=config.retrieval.min_distance,
         maximum=config.retrieval.max_distance,
       )
@@ -181,6 +182,8 @@ def _rows(
       adapted = _adapt(pool, windows, number)
       row['after'] = write(adapted, document.text, key)
       row['neighbors'] = [{'id': n.id, 'distance': n.distance} for n in chosen]
+      if nearest.missing_shards:
+        row['missing_shards'] = nearest.missing_shards
     yield row
 
 

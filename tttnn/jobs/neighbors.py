@@ -22,7 +22,7 @@ from tttnn.datastore import store as store_lib
 
 _SAMPLE = 64  # Texts that an estimate looks at.
 
-Find = Callable[[Sequence[documents_lib.Case]], list[list[retrieve.Neighbor]]]
+Find = Callable[[Sequence[documents_lib.Case]], list[retrieve.Neighbors]]
 
 
 @contextlib.contextmanager
@@ -42,7 +42,7 @@ def finder(
     ValueError: for a wrong setting, store, server or file of neighbours.
   """
   if config.method == 'base':
-    yield lambda cases: [[] for _ in cases]
+    yield lambda cases: [retrieve.Neighbors() for _ in cases]
     return
   k = config.retrieval.neighbors
   with contextlib.ExitStack() as stack:
