@@ -204,12 +204,37 @@ def start(
     ValueError: the server does not come up, in its own words.
   """
   address = address or default_address(store_dir, index)
-  root = os.path.dirname(os.path.dirname(tttnn.__file__))
-  path = os.pathsep.join(filter(None, (root, os.environ.get('PYTHONPATH'))))
   command = [sys.executable, '-m', 'tttnn.datastore.server']
   command += [f'--store={store_dir}', f'--address={address}']
   command += [f'--index={index}', f'--threads={threads}', '--owner_fd=0']
   command += ['--gpu'] * gpu
+  with (
+    child(command, f'server of {store_dir}', timeout),
+    Client(address, timeout=timeout) as client,
+  ):
+    yield client
+
+
+@contextlib.contextmanager
+def child(command: list[str], what: str, timeout: float) -> Iterator[str]:
+  """Runs a server of ours as a child process, for the length of a context.
+
+  It is to print one line when it can be used, and to end when its standard
+  input does, which it does also when this process is killed.
+
+  Args:
+    command: that runs it.
+    what: it is, for the error.
+    timeout: seconds that it may take to be ready.
+
+  Yields:
+    The line.
+
+  Raises:
+    ValueError: it does not get ready, in its own words.
+  """
+  root = os.path.dirname(os.path.dirname(tttnn.__file__))
+  path = os.pathsep.join(filter(None, (root, os.environ.get('PYTHONPATH'))))
   with (
     tempfile.TemporaryFile() as errors,
     subprocess.Popen(
@@ -223,13 +248,13 @@ def start(
     try:
       readable, _, _ = select.select([process.stdout], [], [], timeout)
       if not readable:
-        raise ValueError(f'no server of {store_dir} within {timeout:g} s')
-      if not process.stdout.readline():
+        raise ValueError(f'no {what} within {timeout:g} s')
+      line = process.stdout.readline().decode().strip()
+      if not line:
         process.wait()
         errors.seek(0)
         raise ValueError(errors.read().decode(errors='replace').strip())
-      with Client(address, timeout=timeout) as client:
-        yield client
+      yield line
     finally:
       process.stdin.close()
       try:

@@ -74,7 +74,7 @@ def serve(
     'exact': engine.exact,
     'in_memory': engine.in_memory,
   }
-  with _listen(address) as listener, _stop_signals() as signals:
+  with _listen(address) as listener, stop_signals() as signals:
     server = _Server(engine, info, listener, max_batch, max_wait_ms / 1000)
     server.watch(signals)
     if owner_fd >= 0:
@@ -330,7 +330,7 @@ def _clear(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[int]:
+def stop_signals() -> Iterator[int]:
   """A descriptor that SIGTERM and SIGINT make readable, and nothing else."""
   read_fd, write_fd = os.pipe()
   os.set_blocking(write_fd, False)
