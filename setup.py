@@ -45,8 +45,10 @@ setuptools.setup(
     'gpu': ['jax[cuda12]>=0.10', 'faiss-gpu>=1.14'],
     # Cloud TPU: libtpu; search stays on the host.
     'tpu': ['jax[tpu]>=0.10', 'faiss-cpu>=1.12'],
+    # Search over many hosts.
+    'cluster': ['ray>=2.60'],
     # What tests compare with; tttnn/ never imports these. torch is pinned, as
     # the oracle of every number, and so that its CPU build can be chosen.
-    'test': ['hypothesis', 'pytest', 'regex', 'torch==2.13.0'],
+    'test': ['hypothesis', 'pytest', 'ray>=2.60', 'regex', 'torch==2.13.0'],
   },
 )

@@ -146,6 +146,21 @@ def get_config() -> ml_collections.ConfigDict:
     max_wait_ms=0.0,
     gpu=False,  # faiss searches on this machine's GPUs; extra [gpu].
   )
+  config.cluster = _section(
+    # Of store.search=cluster, extra [cluster]: actors on the hosts of a Ray
+    # cluster, each with one shard of the store. HOST:PORT of its head, or auto:
+    # the cluster of this host. '': `serve` starts one on this host alone; other
+    # jobs use that, and where there is none, one of their own for the run.
+    address='',
+    replicas=1,  # Actors of a shard, on different hosts where there are.
+    cpus=1.0,  # That Ray reserves for an actor, and by default its threads.
+    # Seconds that an actor may take to answer, that a lost shard is waited for,
+    # and that `serve` waits for all actors to be ready.
+    timeout=60.0,
+    # Go on without the shards that are lost, and mark the rows of results.
+    # Otherwise a shard that nobody answers for is an error.
+    allow_partial=False,
+  )
   config.query = _section(
     action='search',  # search | status | shutdown
     text='',  # One text, or ...

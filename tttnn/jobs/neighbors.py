@@ -73,13 +73,17 @@ def identity(config) -> dict:
   }
   if config.retrieval.replay:
     chosen['retrieval.replay'] = jsonl.digest(config.retrieval.replay)
-  else:
-    chosen['store'] = open_store(config).fingerprint()
+    return chosen
+  chosen['store'] = _about(config).fingerprint()
+  if config.store.search == 'cluster' and config.cluster.allow_partial:
+    chosen['cluster.allow_partial'] = True
   return chosen
 
 
-def open_store(config) -> store_lib.Store:
-  """The store of the run.
+def open_store(
+  config, shards: Collection[int] | None = None
+) -> store_lib.Store:
+  """The store of the run, with those shards; None: all.
 
   Raises:
     ValueError: if none is named, or it is not there.
@@ -89,7 +93,12 @@ def open_store(config) -> store_lib.Store:
       f'method={config.method!r} needs store.path (what `build` made) or '
       'retrieval.replay'
     )
-  return store_lib.open(config.store.path, config.store.index)
+  return store_lib.open(config.store.path, config.store.index, shards)
+
+
+def _about(config) -> store_lib.Store:
+  """The store, without its shards where these are on other hosts."""
+  return open_store(config, () if config.store.search == 'cluster' else None)
 
 
 def number(document: documents_lib.Document) -> int:
@@ -133,7 +142,7 @@ def _replay(config, documents) -> replay_lib.Replay:
 
 def _search(config, stack: contextlib.ExitStack) -> Find:
   k = config.retrieval.neighbors
-  rows = open_store(config).manifest.searchable
+  rows = _about(config).manifest.searchable
   if k > rows:
     raise ValueError(
       f'retrieval.neighbors={k}, but the store {config.store.path} has {rows} '
@@ -153,6 +162,8 @@ def _search(config, stack: contextlib.ExitStack) -> Find:
 def retriever(config) -> contextlib.AbstractContextManager[retrieve.Retriever]:
   """Over the store of the run, for the length of a context."""
   store = config.store
+  if store.search == 'cluster':
+    return _cluster_retriever(config)
   return retrieve.connect(
     store.path,
     embed.load(**config.embedder),
@@ -163,6 +174,23 @@ def retriever(config) -> contextlib.AbstractContextManager[retrieve.Retriever]:
     gpu=config.serve.gpu,
     mesh=sharding.make_mesh(config.mesh.data, config.mesh.model),
   )
+
+
+@contextlib.contextmanager
+def _cluster_retriever(config) -> Iterator[retrieve.Retriever]:
+  # Imported here: Ray is an extra.
+  from tttnn.datastore import cluster
+
+  embedder = embed.load(**config.embedder)
+  with cluster.connect(
+    config.store.path,
+    index=config.store.index,
+    threads=config.serve.threads,
+    **config.cluster,
+  ) as client:
+    yield retrieve.Retriever(
+      embedder, client, client.texts, lambda: client.missing
+    )
 
 
 def _saving(find: Find, saver: replay_lib.Saver) -> Find:

@@ -8,6 +8,7 @@ import tqdm
 from tttnn import files
 from tttnn import prefetch
 from tttnn.datastore import client as client_lib
+from tttnn.datastore import store as store_lib
 
 _BATCH = 64  # Texts of one search.
 
@@ -26,6 +27,9 @@ def run(config, workdir: str) -> None:
     )
   if not config.store.path and not config.store.address:
     raise ValueError('query needs store.path, or store.address of a server')
+  if config.store.search == 'cluster' and config.query.action != 'search':
+    _see_cluster(config)
+    return
   actions[config.query.action](config)
 
 
@@ -48,6 +52,33 @@ def _shutdown(config) -> None:
   with client_lib.Client(address) as client:
     client.shutdown()
   print(f'server at {address}: shut down')
+
+
+def _see_cluster(config) -> None:
+  """Status and shutdown of a store's actors."""
+  # Imported here: Ray is an extra.
+  from tttnn.datastore import actors
+
+  path, index, timeout = (
+    config.store.path,
+    config.store.index,
+    config.cluster.timeout,
+  )
+  address = config.cluster.address or actors.served_at(path, index)
+  if not address:
+    raise ValueError(
+      f'no cluster serves {path} from this host: start one by the job serve, '
+      'or name one by cluster.address'
+    )
+  store = store_lib.open(path, index, shards=())
+  with actors.joined(address):
+    replicas = actors.plan(store, timeout)['replicas']
+    if config.query.action == 'shutdown':
+      actors.shutdown(store)
+      print(f'{path} in the cluster {address}: shut down')
+      return
+    print(f'{path} in the cluster {address}: index {store.index.spec}')
+    print(actors.table(actors.states(store, replicas)))
 
 
 def _search(config) -> None:
@@ -88,6 +119,8 @@ def _show(doc_id, neighbors) -> None:
   if sys.stdout.isatty():
     width = max(20, os.get_terminal_size().columns - 24)
   print(f'doc_id {doc_id}')
+  if neighbors.missing_shards:
+    print(f'without shards {neighbors.missing_shards}, which are missing')
   print(f'{"rank":>4} {"distance":>9} {"id":>8}  text')
   for rank, neighbor in enumerate(neighbors, 1):
     text = ' '.join(neighbor.text.split())
