@@ -229,7 +229,10 @@ def joined(address: str) -> Iterator[None]:
   try:
     ray.init(address, **QUIET)
   except (ConnectionError, RuntimeError, ray.exceptions.RayError) as e:
-    raise ValueError(f'cannot join the cluster {address!r}: {e}') from e
+    raise ValueError(
+      f'cannot join the cluster {address!r}, with whose hosts this one must '
+      f'share the token (~/.ray/auth_token or RAY_AUTH_TOKEN): {e}'
+    ) from e
   try:
     yield
   finally:
