@@ -76,15 +76,7 @@ class Client:
     self._given_up = set()  # Missing, and not to be waited for again.
     self.missing = ()
     states = self._ask({shard: () for shard in self._shards}, 'state')
-    self.info = {
-      'store': str(self._store.directory),
-      'dim': manifest.dim,
-      'rows': manifest.rows,
-      'searchable': manifest.searchable,
-      'embedder': manifest.embedder,
-      'manifest': self._store.fingerprint(),
-      'index': self._store.index.spec,
-      'metric': manifest.metric,
+    self.info = self._store.info() | {
       'exact': all(state['exact'] for state in states.values()),
       'in_memory': [n for s in states.values() for n in s['in_memory']],
       'shards': len(self._shards),
@@ -93,12 +85,7 @@ class Client:
 
   def check(self, fingerprint: str, dim: int) -> None:
     """Raises `ValueError` unless an embedder is the one of the store."""
-    there = self.info['embedder'], self.info['dim']
-    if there != (fingerprint, dim):
-      raise ValueError(
-        f'{self.info["store"]} was built with embedder {there[0]} of dim '
-        f'{there[1]}, but the queries come from {fingerprint} of dim {dim}'
-      )
+    store_lib.check_embedder(self.info, fingerprint, dim)
 
   def search(
     self, queries_QxD: np.ndarray, k: int
