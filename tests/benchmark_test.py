@@ -148,8 +148,8 @@ def test_what_is_measured_on_an_accelerator(tmp_path, monkeypatch):
   monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
   config = make_config(repeats=1)
   bench = sides.Bench(
-    config.benchmark,
-    sides.check_settings(config),
+    config=config.benchmark,
+    settings=sides.check_settings(config),
     batch_documents='8',
     workdir=str(tmp_path),
     seed=0,
