@@ -7,12 +7,13 @@ rounding in float32; `engine` ranks it again.
 from collections.abc import Callable
 from concurrent import futures
 import functools
+import itertools
 
 import numpy as np
 import threadpoolctl
 
-_BLOCK_SCORES = 1 << 18  # Of a block: they stay in cache.
-_MOST_ROWS = 1 << 12
+_BLOCK_SCORES = 1 << 16  # Of a block: they stay in cache.
+_MOST_ROWS = 1 << 13
 _MOST_QUERIES = 256  # At once.
 _LEAST_HITS = 1 << 16
 
@@ -103,7 +104,8 @@ class Scan:
     scores_QxW = np.full((count, width), np.inf, np.float32)
     rows_QxW = np.full((count, width), -1, np.int64)
     hits, total, merged = [], 0, 0
-    for begin, scores_BxQ in self._blocks(part, queries_QxD):
+    # All rows of the first block are among the best so far: it is a small one.
+    for begin, scores_BxQ in self._blocks(part, queries_QxD, 4 * width):
       # Rows that are not among the best so far need no more than this.
       worst_Q = scores_QxW.max(axis=1)
       flat = np.flatnonzero(scores_BxQ < worst_Q)
@@ -116,12 +118,16 @@ class Scan:
         hits, total, merged = [], 0, seen
     return _merge(scores_QxW, rows_QxW, hits)
 
-  def _blocks(self, part: range, queries_QxD):
-    """(first row, scores [B, Q] until the next) of some rows in order."""
+  def _blocks(self, part: range, queries_QxD, first: int = _MOST_ROWS):
+    """(first row, scores [B, Q] until the next) of some rows in order.
+
+    The first block has no more than `first` rows.
+    """
     step = min(_MOST_ROWS, max(1, _BLOCK_SCORES // len(queries_QxD)))
     room_BxQ = np.empty((step, len(queries_QxD)), np.float32)
-    for begin in range(part.start, part.stop, step):
-      end = min(begin + step, part.stop)
+    middle = min(part.start + min(first, step), part.stop)
+    begins = [part.start, *range(middle, part.stop, step)]
+    for begin, end in itertools.pairwise([*begins, part.stop]):
       # Into memory that is there already: fresh pages would cost as much as
       # comparing does.
       scores_BxQ = room_BxQ[: end - begin]
