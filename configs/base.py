@@ -110,6 +110,11 @@ def get_config() -> ml_collections.ConfigDict:
     # which then hold all vectors (device), or the hosts of a Ray cluster
     # (cluster).
     search='faiss',
+    # On the devices: float32 | bfloat16 | float16; answers are the same.
+    device_dtype='float32',
+    # On the devices: candidates by approx_min_k, which is faster on TPU and may
+    # miss some; the run says how many.
+    approximate=False,
     # The self-check after building refuses a recall@10 below this.
     min_recall=0.95,
     # The server's Unix socket; '': one that is derived from store.path and

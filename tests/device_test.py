@@ -284,6 +284,15 @@ def test_a_store_answers_as_its_host_does(tmp_path, metric, kept):
     ):
       np.testing.assert_array_equal(found, expected)
       assert found.dtype == expected.dtype
-  assert there.info['exact'] and there.info['manifest'] == store.fingerprint()
+  assert there.info['exact'] and 'recall' not in there.info
+  assert there.info['manifest'] == store.fingerprint()
   with pytest.raises(ValueError, match='embedder  of dim 3, but .* me of dim'):
     there.check('me', 3)
+
+
+def test_what_is_approximate_says_how_much_it_finds(tmp_path):
+  store = index_test.build_store(
+    tmp_path, [index_test.usual(np.random.default_rng(0), 300)]
+  )
+  found = device.StoreIndex(store, approximate=True, dtype='float16')
+  assert not found.info['exact'] and found.info['recall'] > 0.99

@@ -140,7 +140,17 @@ def test_rows_left_out_do_not_count(tmp_path):
 
 
 # Everything is proposed, so that the exact ranking must make it exact.
-COMPLETE = ['IVF4,Flat;nprobe=4', 'SQ8', 'PQ2x4', 'PCA3,Flat', 'HNSW8,Flat']
+COMPLETE = [
+  'IVF4,Flat;nprobe=4',
+  'SQfp16',
+  'SQ8',
+  'PQ2x4',
+  'OPQ2,PQ2x4',
+  'PCA3,Flat',
+  'RaBitQ',
+  'HNSW8,Flat',
+  'PQ2x4,RFlat',
+]
 
 
 @pytest.mark.parametrize('spec', COMPLETE)
@@ -405,3 +415,22 @@ def test_nearest_of_an_index_that_finds_less_ends_in_nothing(tmp_path):
   distances, ids = engine.nearest(np.array([[0, 1e4], [50, 0]]), 3)
   assert ids.tolist() == [[0, -1, -1], [50, 49, 51]]
   assert distances.tolist() == [[0, np.inf, np.inf], [0, 1, 1]]
+
+
+def test_what_faiss_cannot_map_is_named(tmp_path):
+  vectors = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
+  spec = 'IVF2,PQ2x4,RFlat;nprobe=2'
+  store = build_store(tmp_path, [vectors, vectors], index=spec, min_recall=0)
+  engine = engine_lib.Engine(store, threads=1)
+  assert engine.in_memory == ['00.faiss', '01.faiss']
+
+
+def test_gpus_that_are_not_there(tmp_path):
+  store = build_store(tmp_path, [usual(np.random.default_rng(0), 10)])
+  if getattr(faiss, 'get_num_gpus', int)():
+    engine = engine_lib.Engine(store, threads=1, gpu=True)
+    assert not engine.exact
+    assert engine.search(np.zeros((1, 6)), 10)[1].shape == (1, 10)
+  else:
+    with pytest.raises(ValueError, match=r'serve\.gpu=true, but faiss sees no'):
+      engine_lib.Engine(store, threads=1, gpu=True)

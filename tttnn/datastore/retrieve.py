@@ -83,6 +83,8 @@ def connect(
   threads: int = 0,
   gpu: bool = False,
   mesh: jax.sharding.Mesh | None = None,
+  dtype: str = 'float32',
+  approximate: bool = False,
 ) -> Iterator['Retriever']:
   """A retriever over a store, for the length of a context.
 
@@ -98,6 +100,8 @@ def connect(
     threads: of such a server; 0: all cores.
     gpu: whether such a server searches on GPUs.
     mesh: for 'device'; None: all devices.
+    dtype: of the vectors there; answers are the same.
+    approximate: whether neighbours may be missed there, see `device`.
 
   Raises:
     ValueError: if there is no store, or no server at `address`, or the store
@@ -110,7 +114,9 @@ def connect(
     )
   store = store_lib.open(store_path, index)
   if search == 'device':
-    on_device = device.StoreIndex(store, mesh=mesh)
+    on_device = device.StoreIndex(
+      store, mesh=mesh, dtype=dtype, approximate=approximate
+    )
     yield Retriever(embedder, on_device, store.corpus.texts)
     return
   shared = client_lib.default_address(store_path, index)
@@ -128,7 +134,11 @@ def connect(
 
 
 class Retriever:
-  """The neighbours of a text in a served store."""
+  """The neighbours of a text in a store.
+
+  Attributes:
+    info: of the searcher.
+  """
 
   def __init__(
     self,
@@ -153,6 +163,7 @@ class Retriever:
     self._searcher = searcher
     self._texts = texts
     self._missing = missing
+    self.info = searcher.info
 
   def __call__(
     self, texts: Sequence[str], k: int, *, exclude: Sequence[str] | None = None

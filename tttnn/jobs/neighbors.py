@@ -77,6 +77,8 @@ def identity(config) -> dict:
   chosen['store'] = _about(config).fingerprint()
   if config.store.search == 'cluster' and config.cluster.allow_partial:
     chosen['cluster.allow_partial'] = True
+  if config.store.search == 'device' and config.store.approximate:
+    chosen['store.approximate'] = True
   return chosen
 
 
@@ -149,6 +151,11 @@ def _search(config, stack: contextlib.ExitStack) -> Find:
       'documents'
     )
   search = stack.enter_context(retriever(config))
+  if 'recall' in search.info:
+    print(
+      f'search: approx_min_k finds {search.info["recall"]:.4f} of the nearest '
+      'neighbours of stored vectors'
+    )
 
   def find(cases):
     own = None
@@ -173,6 +180,8 @@ def retriever(config) -> contextlib.AbstractContextManager[retrieve.Retriever]:
     threads=config.serve.threads,
     gpu=config.serve.gpu,
     mesh=sharding.make_mesh(config.mesh.data, config.mesh.model),
+    dtype=store.device_dtype,
+    approximate=store.approximate,
   )
 
 
