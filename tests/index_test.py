@@ -145,7 +145,6 @@ COMPLETE = [
   'SQfp16',
   'SQ8',
   'PQ2x4',
-  'OPQ2,PQ2x4',
   'PCA3,Flat',
   'RaBitQ',
   'HNSW8,Flat',
@@ -167,6 +166,27 @@ def test_approximate_indexes_rank_exactly(tmp_path, spec, make):
   expected = brute_force(np.concatenate(shards), queries, k)
   np.testing.assert_array_equal(ids, expected[1])
   np.testing.assert_array_equal(distances, expected[0])
+
+
+# These need more vectors to train on, so that not all are candidates.
+@pytest.mark.parametrize(
+  'spec',
+  ['OPQ2,PQ2', 'OPQ2,IVF2,PQ2;nprobe=2', 'IVF2,RaBitQ;nprobe=2', 'SQ8,RFlat'],
+)
+def test_what_approximate_indexes_find_has_exact_distances(tmp_path, spec):
+  rng = np.random.default_rng(0)
+  vectors = rng.normal(size=(600, 8)).astype(np.float32)
+  store = build_store(
+    tmp_path, [vectors[:400], vectors[400:]], index=spec, min_recall=0.9
+  )
+  engine = engine_lib.Engine(store, threads=1)
+  queries = rng.normal(size=(20, 8)).astype(np.float32)
+  distances, ids = engine.search(queries, 5)
+  wide = vectors[ids].astype(np.float64) - queries[:, None]
+  expected = np.sqrt(np.square(wide).sum(axis=2)).astype(np.float32)
+  np.testing.assert_array_equal(distances, expected)
+  assert (np.diff(distances) >= 0).all()
+  assert np.mean(ids == brute_force(vectors, queries, 5)[1]) > 0.9
 
 
 def test_too_few_found_is_an_error_not_a_short_answer(tmp_path):

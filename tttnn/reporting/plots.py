@@ -202,8 +202,8 @@ def log_lines(
     ax.plot(x, y, marks, color=color, markersize=4, label=name)
   ax.set_xscale('log', base=2)
   ax.set_yscale('log')
-  ax.xaxis.set_major_formatter(ticker.ScalarFormatter())
-  ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f'{y:g}'))
+  for axis in (ax.xaxis, ax.yaxis):
+    axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:g}'))
   ax.set_xlabel(x_label)
   ax.set_ylabel(y_label)
   ax.legend(frameon=False)
