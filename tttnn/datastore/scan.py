@@ -12,9 +12,7 @@ import itertools
 import numpy as np
 import threadpoolctl
 
-_BLOCK_SCORES = 1 << 16  # Of a block.
-_BLOCK_NUMBERS = 1 << 17  # Of the vectors of a block.
-_FEW = 6  # Queries that are multiplied one by one.
+_BLOCK_SCORES = 1 << 16  # Of a block: they stay in cache.
 _MOST_ROWS = 1 << 13
 _MOST_QUERIES = 256  # At once.
 _LEAST_HITS = 1 << 16
@@ -125,26 +123,19 @@ class Scan:
 
     The first block has no more than `first` rows.
     """
-    count, dim = queries_QxD.shape
-    few = count <= _FEW
-    # What is read more than once is small enough to be found in a cache.
-    most = (
-      _BLOCK_NUMBERS // dim if 1 < count <= _FEW else _BLOCK_SCORES // count
-    )
-    step = min(_MOST_ROWS, max(1, most))
+    count = len(queries_QxD)
+    step = min(_MOST_ROWS, max(1, _BLOCK_SCORES // count))
     # Into memory that is there already: fresh pages would cost as much as
     # comparing does.
-    room = np.empty((count, step) if few else (step, count), np.float32)
+    room_BxQ = np.empty((step, count), np.float32)
     middle = min(part.start + min(first, step), part.stop)
     begins = [part.start, *range(middle, part.stop, step)]
     for begin, end in itertools.pairwise([*begins, part.stop]):
       block_BxD = self._vectors_NxD[begin:end]
-      if few:  # BLAS is slower than reading the vectors, which this is not.
-        for query_D, room_B in zip(queries_QxD, room, strict=True):
-          np.vecdot(block_BxD, query_D, out=room_B[: end - begin])
-        scores_BxQ = room[:, : end - begin].T
+      scores_BxQ = room_BxQ[: end - begin]
+      if count == 1:  # BLAS is slower than reading the vectors, this is not.
+        np.vecdot(block_BxD, queries_QxD[0], out=scores_BxQ[:, 0])
       else:
-        scores_BxQ = room[: end - begin]
         np.matmul(block_BxD, queries_QxD.T, out=scores_BxQ)
       if self._squares:
         half_Bx1 = self._half_N[begin:end, None]
