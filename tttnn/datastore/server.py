@@ -33,6 +33,8 @@ from tttnn.datastore import engine as engine_lib
 from tttnn.datastore import protocol
 from tttnn.datastore import store as store_lib
 
+_HEARING = 0.005  # Seconds at most of what came meanwhile.
+
 
 def serve(
   store_dir: str | os.PathLike,
@@ -125,28 +127,35 @@ class _Server:
   def run(self) -> None:
     while self._pending or not self._stopping:
       self._hear(0 if self._pending else None)
-      if self._max_wait:
-        self._wait_for_more()
+      self._hear_more()
       if self._pending:
         self._search(self._take_batch())
     for connection in tuple(self._connections):
       self._drop(connection)
     self._selector.close()
 
-  def _hear(self, timeout: float | None) -> None:
-    for key, _ in self._selector.select(timeout):
+  def _hear(self, timeout: float | None) -> int:
+    """Hears what has come, or comes in time; returns from how many."""
+    events = self._selector.select(timeout)
+    for key, _ in events:
       key.data()
+    return len(events)
 
-  def _wait_for_more(self) -> None:
-    """Hears what comes until a batch is full, or its time is up."""
-    end = time.monotonic() + self._max_wait
+  def _hear_more(self) -> None:
+    """Hears what came while others were heard, or comes in time.
+
+    Until a batch is full. Who keeps talking does not keep others waiting.
+    """
+    begin = time.monotonic()
+    now, end = begin, begin + max(self._max_wait, _HEARING)
     while (
-      self._pending
+      now < end
+      and self._pending
       and not self._stopping
-      and (left := end - time.monotonic()) > 0
       and sum(len(r.queries_QxD) for r in self._pending) < self._max_batch
+      and self._hear(max(0.0, begin + self._max_wait - now))
     ):
-      self._hear(left)
+      now = time.monotonic()
 
   def _accept(self, listener: socket.socket) -> None:
     accepted, _ = listener.accept()
