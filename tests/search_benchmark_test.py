@@ -60,10 +60,15 @@ def test_the_ratio_is_to_the_best_of_the_others():
   assert '5.0 times the answers of b' in said and 'starts in 2.00 s' in said
 
 
-def test_unknown_shapes():
+@pytest.mark.parametrize(
+  'shapes, message',
+  [
+    ('tiny', "'tiny' is none of full, mini"),
+    ('full,mini', 'of search, name one'),
+  ],
+)
+def test_wrong_shapes(shapes, message):
   config = benchmark_config.get_config('search,short')
-  config.benchmark.shapes = 'tiny'
-  with pytest.raises(
-    ValueError, match="shapes='tiny' is not one of full, mini"
-  ):
+  config.benchmark.shapes = shapes
+  with pytest.raises(ValueError, match=message):
     search.cost(config)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import sys
+from typing import Any
 
 from tttnn.benchmarks import process
 from tttnn.benchmarks import rival as rival_lib
@@ -78,6 +79,21 @@ class Bench:
         },
       },
     }
+
+
+def parse(shapes: str, known: Mapping[str, Any]) -> dict[str, Any]:
+  """The shapes of comma-separated names, of those that a benchmark has.
+
+  Raises:
+    ValueError: for a name that is none.
+  """
+  names = [name.strip() for name in shapes.split(',')]
+  for name in names:
+    if name not in known:
+      raise ValueError(
+        f'benchmark.shapes={shapes!r}: {name!r} is none of {", ".join(known)}'
+      )
+  return {name: known[name] for name in names}
 
 
 def engine_process(module: str) -> process.Process:

@@ -81,7 +81,7 @@ def measure(config, workdir: str) -> dict:
     ValueError: for a wrong setting, texts that cannot be read, a rival that
       fails, or embeddings that differ.
   """
-  shapes = parse(config.benchmark.shapes)
+  shapes = bench_lib.parse(config.benchmark.shapes, SHAPES)
   with bench_lib.engine_process('embed_engine') as probe:
     bench = _open(config, workdir, probe)
     bench.say_where()
@@ -136,21 +136,6 @@ class Bench(bench_lib.Bench):
       'texts': texts,
       'output': os.path.abspath(self.path(f'{side.replace(" ", "_")}.npy')),
     }
-
-
-def parse(shapes: str) -> dict[str, Shape]:
-  """The shapes of comma-separated names.
-
-  Raises:
-    ValueError: for a name that is none.
-  """
-  names = [name.strip() for name in shapes.split(',')]
-  for name in names:
-    if name not in SHAPES:
-      raise ValueError(
-        f'benchmark.shapes={shapes!r}: {name!r} is none of {", ".join(SHAPES)}'
-      )
-  return {name: SHAPES[name] for name in names}
 
 
 def write_texts(bench: Bench, count: int) -> list[str]:
@@ -275,7 +260,7 @@ def cost(config) -> dict:
   Raises:
     ValueError: for a shape or rival that is not there.
   """
-  shapes = parse(config.benchmark.shapes)
+  shapes = bench_lib.parse(config.benchmark.shapes, SHAPES)
   with bench_lib.engine_process('embed_engine') as probe:
     bench = _open(config, '', probe)
     peak = probe.ask(call='peak')['matmul']

@@ -77,7 +77,7 @@ def measure(config, workdir: str) -> dict:
   """
   if not workdir:
     raise ValueError('benchmark needs --workdir, where the made-up stores go')
-  shape = shape_of(config.benchmark.shapes)
+  shape = _shape(config)
   directory = pathlib.Path(workdir) / 'search'
   repeats = config.benchmark.repeats
   rng = np.random.default_rng(config.seed)
@@ -111,12 +111,14 @@ def measure(config, workdir: str) -> dict:
   return found
 
 
-def shape_of(name: str) -> Shape:
-  if name not in SHAPES:
+def _shape(config) -> Shape:
+  """The one that is named: they differ in size alone."""
+  found = bench.parse(config.benchmark.shapes, SHAPES)
+  if len(found) != 1:
     raise ValueError(
-      f'benchmark.shapes={name!r} is not one of {", ".join(SHAPES)}'
+      f'benchmark.shapes={config.benchmark.shapes!r}: of search, name one'
     )
-  return SHAPES[name]
+  return found.popitem()[1]
 
 
 def say(text: str) -> None:
@@ -125,7 +127,7 @@ def say(text: str) -> None:
 
 def cost(config) -> dict:
   """What `estimate.show` prints."""
-  shape = shape_of(config.benchmark.shapes)
+  shape = _shape(config)
   rows = _FEW + shape.rows + shape.large
   repeats = config.benchmark.repeats
   asking = 3 * (repeats + 1) * (shape.seconds + 3)

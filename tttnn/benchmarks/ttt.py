@@ -38,7 +38,7 @@ def measure(config, workdir: str) -> dict:
     ValueError: for settings that a rival does not know, a rival that fails, or
       numbers that differ.
   """
-  shapes = workload.parse(config.benchmark.shapes)
+  shapes = bench_lib.parse(config.benchmark.shapes, workload.SHAPES)
   with sides_lib.engine_process() as probe:
     bench = sides_lib.open_bench(config, workdir, probe)
     bench.say_where()
@@ -277,7 +277,7 @@ def cost(config) -> dict:
   Raises:
     ValueError: as `measure`, as far as it can be told.
   """
-  shapes = workload.parse(config.benchmark.shapes)
+  shapes = bench_lib.parse(config.benchmark.shapes, workload.SHAPES)
   with sides_lib.engine_process() as probe:
     bench = sides_lib.open_bench(config, '', probe)
     peak = probe.ask(call='peak')['matmul']

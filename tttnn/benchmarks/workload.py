@@ -119,21 +119,6 @@ SHAPES = {
 }
 
 
-def parse(shapes: str) -> dict[str, Shape]:
-  """The shapes of comma-separated names.
-
-  Raises:
-    ValueError: for a name that is none.
-  """
-  names = [name.strip() for name in shapes.split(',')]
-  for name in names:
-    if name not in SHAPES:
-      raise ValueError(
-        f'benchmark.shapes={shapes!r}: {name!r} is none of {", ".join(SHAPES)}'
-      )
-  return {name: SHAPES[name] for name in names}
-
-
 def write_model(directory: str, shape: Shape, seed: int) -> None:
   """Writes a Hugging Face directory of random weights."""
   hf.save(directory, shape.model, shape.model.init(jax.random.key(seed)))

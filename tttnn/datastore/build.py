@@ -136,27 +136,6 @@ def build(
   return store
 
 
-def is_done(
-  store_dir: str | os.PathLike,
-  corpus_paths: Sequence[str],
-  *,
-  dim: int,
-  fingerprint: str,
-  options: Options = Options(),
-  imported: bool = False,
-) -> bool:
-  """Whether `build` with these arguments would return without working.
-
-  Raises:
-    ValueError: a finished store of other arguments is there.
-  """
-  request = begun.request(
-    store_dir, corpus_paths, dim, fingerprint, options, imported
-  )
-  directory = pathlib.Path(os.path.realpath(store_dir))
-  return _finished(directory, request, options)
-
-
 def _finished(directory, request, options: Options) -> bool:
   """Whether store and index are there; `ValueError` for those of others."""
   path = directory / store_lib.MANIFEST

@@ -173,7 +173,6 @@ class _Shard:
     shard = manifest.shards[number]
     path = store.index_path(number)
     self.index = index_lib.load(path, store.index.spec)
-    index_lib.set_parameters(self.index, store.index.spec)
     self.name = path.name
     whole = manifest.imported and store.index.is_flat
     rows = shard.rows if whole else shard.searchable

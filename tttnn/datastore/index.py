@@ -30,12 +30,12 @@ def create(dim: int, spec: str, metric: str = 'l2') -> faiss.Index:
   except RuntimeError as e:
     raise ValueError(f'index {spec!r} with dim {dim}: {e}') from e
   _leave_codes_unordered(index)
-  set_parameters(index, spec)
+  _set_parameters(index, spec)
   return index
 
 
 def load(path, spec: str) -> faiss.Index:
-  """Opens an index file memory-mapped where faiss can.
+  """Opens an index file memory-mapped where faiss can, to search as spec says.
 
   faiss maps inverted lists by one flag and flat codes (Flat, SQ, PQ, also as
   the storage of HNSW) by another; each flag leaves the other family in memory.
@@ -45,12 +45,14 @@ def load(path, spec: str) -> faiss.Index:
   lists = 'IVF' in factory and not re.search(r'RFlat|Refine', factory)
   flag = faiss.IO_FLAG_MMAP if lists else faiss.IO_FLAG_MMAP_IFC
   try:
-    return faiss.read_index(str(path), flag)
+    index = faiss.read_index(str(path), flag)
   except RuntimeError as e:
     raise ValueError(f'{path} cannot be read as index {spec!r}: {e}') from e
+  _set_parameters(index, spec)
+  return index
 
 
-def set_parameters(index: faiss.Index, spec: str) -> None:
+def _set_parameters(index: faiss.Index, spec: str) -> None:
   """Sets the parameters of searches that a spec names after ';'."""
   parameters = spec.partition(';')[2]
   if parameters:

@@ -108,10 +108,7 @@ def connect(
       was built with another embedder.
   """
   if search not in SEARCHES:
-    raise ValueError(
-      f'store.search={search!r} is not one of {", ".join(SEARCHES)}; for '
-      "'cluster' there is cluster.connect"
-    )
+    raise ValueError(f'search={search!r} is not one of {", ".join(SEARCHES)}')
   store = store_lib.open(store_path, index)
   if search == 'device':
     on_device = device.StoreIndex(

@@ -171,6 +171,11 @@ def retriever(config) -> contextlib.AbstractContextManager[retrieve.Retriever]:
   store = config.store
   if store.search == 'cluster':
     return _cluster_retriever(config)
+  if store.search not in retrieve.SEARCHES:
+    raise ValueError(
+      f'store.search={store.search!r} is not one of '
+      f'{", ".join((*retrieve.SEARCHES, "cluster"))}'
+    )
   return retrieve.connect(
     store.path,
     embed.load(**config.embedder),
