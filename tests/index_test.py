@@ -129,6 +129,19 @@ def test_thousands_of_equal_vectors(tmp_path, faiss_computes):
   assert ids.tolist() == [[1234, 4234, 0, 1]]
 
 
+@pytest.mark.parametrize('scale', [1e-42, 1e-25, 1e-20, 1e15, 1e19, 1e37])
+def test_the_ends_of_float32(tmp_path, scale):
+  rng = np.random.default_rng(0)
+  vectors = (usual(rng, 200) * scale).astype(np.float32)
+  queries = (usual(rng, 10) * scale).astype(np.float32)
+  engine = engine_lib.Engine(build_store(tmp_path, [vectors]), threads=1)
+  for part in (slice(0, 1), slice(0, 10)):
+    distances, ids = engine.search(queries[part], 3)
+    expected = brute_force(vectors, queries[part], 3)
+    np.testing.assert_array_equal(ids, expected[1])
+    np.testing.assert_array_equal(distances, expected[0])
+
+
 def test_rows_left_out_do_not_count(tmp_path):
   store = build_store(tmp_path, [spoiled(np.random.default_rng(0), 50)])
   rows, searchable = store.manifest.rows, store.manifest.searchable

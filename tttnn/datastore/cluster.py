@@ -100,8 +100,9 @@ class Client:
     """
     queries_QxD = np.ascontiguousarray(queries_QxD, np.float32)
     manifest = self._store.manifest
-    metric_lib.check_queries(queries_QxD, k, manifest.dim, manifest.searchable)
-    metric_lib.prepared_queries(manifest.metric, queries_QxD)
+    metric_lib.prepared_queries(  # Refuses what every actor would.
+      manifest.metric, queries_QxD, k, manifest.dim, manifest.searchable
+    )
     shared = ray.put(queries_QxD)
     answers = self._ask(
       {shard: (shared, k) for shard in self._shards}, 'search'

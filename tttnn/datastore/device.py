@@ -187,7 +187,7 @@ class DeviceIndex:
       self._narrowing = max(self._narrowing, float(shares_N.max()))
     if self._metric != 'l2':
       return np.zeros(len(piece_NxD), np.float32)
-    with np.errstate(over='ignore'):  # `_overflows` finds out.
+    with np.errstate(over='ignore'):  # `metric.overflows` tells.
       return (squares_N / 2).astype(np.float32)
 
   def _search(self, queries_QxD, k: int, *, exact: bool):
@@ -202,12 +202,19 @@ class DeviceIndex:
       for q in range(begin, min(begin + len(batch_QxD), len(queries_QxD))):
         near_M, rows_M = near_QxM[q - begin], rows_QxM[q - begin]
         inside = np.searchsorted(near_M, np.inf)  # Without rows that pad.
-        if inside < k or self._overflows(queries_QxD[q]):
+        if inside < k or metric_lib.overflows(queries_QxD[q], self._largest):
           wide[q] = np.inf
           continue
         distances_k = self._distances(queries_QxD[q], rows_M[:k])
         if exact:
-          radius = self._radius(queries_QxD[q], distances_k.max())
+          radius = metric_lib.limit(
+            self._metric,
+            queries_QxD[q],
+            distances_k.max(),
+            self._largest,
+            narrowing=self._narrowing,
+            flushed=self._flushed,
+          )
           if width < self.count and near_M[-1] <= radius:
             wide[q] = radius
             continue
@@ -277,37 +284,6 @@ class DeviceIndex:
       )
     return result
 
-  def _overflows(self, query_D: np.ndarray) -> bool:
-    """Whether a score of some row may be beyond float32."""
-    largest = _norm(query_D) + self._largest
-    return largest**2 >= float(np.finfo(np.float32).max)
-
-  def _radius(self, query_D: np.ndarray, distance: np.float32) -> np.float32:
-    """The highest score that a row within `distance` can have on a device.
-
-    A sum of n products in float32, whatever their order, is off by at most
-    nu / (1 - nu) of the sum of their sizes, u = 2^-24 (Higham, "Accuracy and
-    Stability of Numerical Algorithms", 2nd ed., section 3.1), and that is at
-    most |q| |x|. n is a little more than dim: for |x|^2 / 2 and the difference,
-    for the parts that a TPU leaves out of its float32 products, and for the
-    float64 here. What is below the smallest normal number may count as 0.
-    """
-    norm = _norm(query_D)
-    d = float(np.nextafter(distance, np.float32(np.inf)))  # Ties included.
-    longest = self._largest  # Norm of a row within the distance.
-    if self._metric == 'l2':
-      longest = min(longest, norm + d)
-    narrowing = self._narrowing * longest + self._flushed
-    nu = (self._dim + 8) * 2.0**-24
-    sizes = norm * (longest + narrowing)
-    score = d - (self._metric == 'cosine')
-    if self._metric == 'l2':
-      sizes += longest**2 / 2
-      score = (d**2 - norm**2) / 2 + 2.0**-50 * (d**2 + norm**2)
-    score += norm * narrowing + nu / (1 - nu) * sizes
-    score += 4 * self._dim * _TINY * (1 + norm + longest)
-    return np.nextafter(np.float32(score), np.float32(np.inf))
-
 
 class StoreIndex:
   """Search over a whole store on the devices: a `retrieve.Searcher`.
@@ -362,12 +338,9 @@ class StoreIndex:
     self, queries_QxD: np.ndarray, k: int
   ) -> tuple[np.ndarray, np.ndarray]:
     """As `engine.Engine.search`, with the ids of the store."""
-    queries_QxD = np.ascontiguousarray(queries_QxD, np.float32)
-    metric_lib.check_queries(
-      queries_QxD, k, self._manifest.dim, self._index.count
-    )
+    manifest = self._manifest
     queries_QxD = metric_lib.prepared_queries(
-      self._manifest.metric, queries_QxD
+      manifest.metric, queries_QxD, k, manifest.dim, self._index.count
     )
     distances_Qxk, positions_Qxk = self._index.search(queries_QxD, k)
     shards_Qxk = np.searchsorted(self._ends, positions_Qxk, side='right')
@@ -396,10 +369,6 @@ class StoreIndex:
       rows = self._rows(i, positions[here])
       result[here] = self._vectors[i].gather(rows)
     return result
-
-
-def _norm(query_D: np.ndarray) -> float:
-  return float(np.linalg.norm(query_D.astype(np.float64)))
 
 
 def _nearest(distances, positions, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -82,9 +82,9 @@ class Engine:
       ValueError: another dim, a query that is not finite, k below 1 or above
         the number of searchable rows, or an approximate index that found less.
     """
-    queries_QxD = np.ascontiguousarray(queries_QxD, np.float32)
-    self.check(queries_QxD, k)
-    queries_QxD = metric_lib.prepared_queries(self._metric, queries_QxD)
+    queries_QxD = metric_lib.prepared_queries(
+      self._metric, queries_QxD, k, self._dim, self.count
+    )
     found = [shard.search(queries_QxD, k) for shard in self._shards]
     return merge(found, len(queries_QxD), k, self._spec)
 
@@ -104,10 +104,10 @@ class Engine:
     Raises:
       ValueError: another dim, a query that is not finite, or k below 1.
     """
-    queries_QxD = np.ascontiguousarray(queries_QxD, np.float32)
     n = min(k, self.count)
-    self.check(queries_QxD, n)
-    queries_QxD = metric_lib.prepared_queries(self._metric, queries_QxD)
+    queries_QxD = metric_lib.prepared_queries(
+      self._metric, queries_QxD, n, self._dim, self.count
+    )
     found = [shard.search(queries_QxD, n) for shard in self._shards]
     distances_Qxn = np.full((len(queries_QxD), n), np.inf, np.float32)
     ids_Qxn = np.full(distances_Qxn.shape, -1, np.int64)
@@ -213,16 +213,17 @@ class _Shard:
       scores_QxW, positions_QxW = self._scan.nearest(queries_QxD, width)
     else:
       scores_QxW, positions_QxW = self.index.search(queries_QxD, width)
-    largest = 0.0
-    if self.exact and self._metric != 'l2' and width < self.count:
-      largest = self._scan.largest_norm()
     results = []
     for query_D, scores, positions in zip(
       queries_QxD, scores_QxW, positions_QxW, strict=True
     ):
       positions = positions[positions >= 0]
+      if self.exact:
+        largest = self._scan.largest_norm
+        if metric_lib.overflows(query_D, largest):
+          positions = self._scan.finite_rows()
       distances = self._distances(query_D, positions)
-      if self.exact and width < self.count:
+      if self.exact and len(positions) < self.count:
         kth = np.partition(distances, k - 1)[k - 1]
         limit = metric_lib.limit(self._metric, query_D, kth, largest)
         if scores.max() <= limit:

@@ -13,6 +13,7 @@ distances do but for rounding; `limit` says how far that may reach.
 import numpy as np
 
 METRICS = ('l2', 'ip', 'cosine')
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 def check(metric: str) -> None:
@@ -53,8 +54,16 @@ def check_queries(queries: np.ndarray, k: int, dim: int, count: int) -> None:
     raise ValueError(f'query {bad[0]} of {len(queries)} is not finite')
 
 
-def prepared_queries(metric: str, queries_QxD: np.ndarray) -> np.ndarray:
-  """`prepared`; `ValueError` for a query that cannot be."""
+def prepared_queries(
+  metric: str, queries_QxD: np.ndarray, k: int, dim: int, count: int
+) -> np.ndarray:
+  """What to search with, float32 [Q, D].
+
+  Raises:
+    ValueError: as `check_queries`, or a query without direction.
+  """
+  queries_QxD = np.ascontiguousarray(queries_QxD, np.float32)
+  check_queries(queries_QxD, k, dim, count)
   queries_QxD = prepared(metric, queries_QxD)
   bad = np.flatnonzero(~np.isfinite(queries_QxD).all(axis=1))
   if bad.size:
@@ -78,27 +87,53 @@ def distances(
   return ((metric == 'cosine') - products_N).astype(np.float32)
 
 
-def limit(
-  metric: str, query_D: np.ndarray, distance: np.float32, largest: float
-) -> float:
-  """The highest score of a row within `distance`, rounding included.
+def overflows(query_D: np.ndarray, largest: float) -> bool:
+  """Whether a score of some row, of norm up to `largest`, may be infinite."""
+  return (_norm(query_D) + largest) ** 2 >= float(np.finfo(np.float32).max)
 
-  A product of D terms in float32 is off by at most g |q| |x| with
-  g = nu / (1 - nu), whatever the order of summation, n = D + 3 here and
-  u = 2^-24 (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed.,
-  sections 3.1 and 3.5). A row within an L2 distance has |x| <= |q| + distance.
+
+def limit(
+  metric: str,
+  query_D: np.ndarray,
+  distance: np.float32,
+  largest: float,
+  *,
+  narrowing: float = 0.0,
+  flushed: float = 0.0,
+) -> np.float32:
+  """The highest score in float32 that a row within `distance` can have.
+
+  A sum of n products in float32, whatever their order, is off by at most
+  nu / (1 - nu) of the sum of their sizes, u = 2^-24 (Higham, "Accuracy and
+  Stability of Numerical Algorithms", 2nd ed., section 3.1), and that is at most
+  |q| |x|. n is a little more than D: for |x|^2 / 2 and the difference, for the
+  parts that a TPU leaves out of its float32 products, and for the float64 here.
+  What is below the smallest normal number may count as 0.
 
   Args:
     metric: of the store.
-    query_D: prepared.
+    query_D: prepared, such that nothing overflows.
     distance: of the furthest row that counts, ties included.
-    largest: norm that no row exceeds; only for products.
+    largest: norm that no row exceeds.
+    narrowing: scores are of x' with |x - x'| <= narrowing |x| + flushed.
+    flushed: likewise.
   """
-  nu = (len(query_D) + 3) * 2.0**-24
-  off = nu / (1 - nu)
-  norm = float(np.linalg.norm(query_D.astype(np.float64)))
-  distance = float(np.nextafter(distance, np.float32(np.inf)))
+  norm = _norm(query_D)
+  d = float(np.nextafter(distance, np.float32(np.inf)))  # Ties included.
+  longest = largest  # Norm of a row within the distance.
   if metric == 'l2':
-    score = (distance**2 - norm**2) / 2
-    return score + off / 2 * (2 * norm + distance) ** 2
-  return distance - (metric == 'cosine') + off * norm * largest
+    longest = min(largest, norm + d)
+  moved = narrowing * longest + flushed
+  nu = (len(query_D) + 8) * 2.0**-24
+  sizes = norm * (longest + moved)
+  score = d - (metric == 'cosine')
+  if metric == 'l2':
+    sizes += longest**2 / 2
+    score = (d**2 - norm**2) / 2 + 2.0**-50 * (d**2 + norm**2)
+  score += norm * moved + nu / (1 - nu) * sizes
+  score += 4 * len(query_D) * _TINY * (1 + norm + longest)
+  return np.nextafter(np.float32(score), np.float32(np.inf))
+
+
+def _norm(query_D: np.ndarray) -> float:
+  return float(np.linalg.norm(query_D.astype(np.float64)))

@@ -37,7 +37,6 @@ class Scan:
   ):
     self._vectors_NxD = vectors_NxD
     self._squares = squares
-    self._half_N = None
     count = len(vectors_NxD)
     # Whole blocks each, and no more threads than there are blocks.
     share = max(_MOST_ROWS, -(-count // threads))
@@ -82,16 +81,22 @@ class Scan:
 
     return np.concatenate([x for found in self._each(part) for x in found])
 
+  @property
   def largest_norm(self) -> float:
     """The norm that no finite row exceeds."""
-    halves_N = self._halves()
-    largest = np.max(halves_N, initial=0, where=np.isfinite(halves_N))
-    return float(np.sqrt(2 * largest)) * (1 + 1e-6)
+    return self._norms[1]
+
+  def finite_rows(self) -> np.ndarray:
+    """All rows that are finite."""
+    found = [
+      begin + np.flatnonzero(np.isfinite(block_BxD).all(axis=1))
+      for begin, block_BxD in self._rows()
+    ]
+    return np.concatenate(found)
 
   def _each(self, call: Callable[[range], object]) -> list:
     """What a call says of each part of the rows."""
-    if self._squares:
-      self._halves()
+    _ = self._norms  # Once, not by each thread.
     # One thread a product: those of BLAS wait for each other at each block,
     # which costs more than all else where something else runs.
     with _blas().limit(limits=1, user_api='blas'):
@@ -131,30 +136,42 @@ class Scan:
     middle = min(part.start + min(first, step), part.stop)
     begins = [part.start, *range(middle, part.stop, step)]
     for begin, end in itertools.pairwise([*begins, part.stop]):
-      block_BxD = self._vectors_NxD[begin:end]
       scores_BxQ = room_BxQ[: end - begin]
-      if count == 1:  # BLAS is slower than reading the vectors, this is not.
-        np.vecdot(block_BxD, queries_QxD[0], out=scores_BxQ[:, 0])
-      else:
-        np.matmul(block_BxD, queries_QxD.T, out=scores_BxQ)
-      if self._squares:
-        half_Bx1 = self._half_N[begin:end, None]
-        with np.errstate(invalid='ignore'):  # Rows of infinities.
-          np.subtract(half_Bx1, scores_BxQ, out=scores_BxQ)
-      else:
-        np.negative(scores_BxQ, out=scores_BxQ)
+      # Rows of infinities; of others the caller knows by `metric.overflows`.
+      with np.errstate(over='ignore', invalid='ignore'):
+        self._score(begin, end, queries_QxD, scores_BxQ)
       yield begin, scores_BxQ
 
-  def _halves(self) -> np.ndarray:
-    """|x|^2 / 2 of every row: made once, when it is first needed."""
-    if self._half_N is None:
-      half_N = np.empty(len(self._vectors_NxD), np.float32)
-      for begin in range(0, len(half_N), _MOST_ROWS):
-        block_BxD = self._vectors_NxD[begin : begin + _MOST_ROWS]
-        square_B = np.einsum('bd,bd->b', block_BxD, block_BxD, dtype=np.float64)
-        half_N[begin : begin + _MOST_ROWS] = square_B / 2
-      self._half_N = half_N
-    return self._half_N
+  def _score(self, begin: int, end: int, queries_QxD, scores_BxQ) -> None:
+    """Writes the scores of rows begin..end - 1."""
+    block_BxD = self._vectors_NxD[begin:end]
+    if len(queries_QxD) == 1:  # BLAS is slower than reading them, this is not.
+      np.vecdot(block_BxD, queries_QxD[0], out=scores_BxQ[:, 0])
+    else:
+      np.matmul(block_BxD, queries_QxD.T, out=scores_BxQ)
+    if self._squares:
+      half_Bx1 = self._norms[0][begin:end, None]
+      np.subtract(half_Bx1, scores_BxQ, out=scores_BxQ)
+    else:
+      np.negative(scores_BxQ, out=scores_BxQ)
+
+  @functools.cached_property
+  def _norms(self) -> tuple[np.ndarray | None, float]:
+    """|x|^2 / 2 of every row, where scores need it, and the largest norm."""
+    half_N = np.empty(len(self._vectors_NxD), np.float32)
+    largest = 0.0
+    for begin, block_BxD in self._rows():
+      square_B = np.einsum('bd,bd->b', block_BxD, block_BxD, dtype=np.float64)
+      with np.errstate(over='ignore'):  # `metric.overflows` tells of those.
+        half_N[begin : begin + len(square_B)] = square_B / 2
+      finite = np.isfinite(square_B)
+      largest = max(largest, np.max(square_B, initial=0.0, where=finite))
+    return half_N if self._squares else None, float(np.sqrt(largest))
+
+  def _rows(self):
+    """(first row, rows) of blocks of all rows."""
+    for begin in range(0, len(self._vectors_NxD), _MOST_ROWS):
+      yield begin, self._vectors_NxD[begin : begin + _MOST_ROWS]
 
 
 @functools.cache
