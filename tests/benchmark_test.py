@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -176,6 +177,7 @@ def test_a_rival_that_computes_something_else_is_refused(tmp_path):
   text = SCRIPT.read_text()
   right = "lr=self.settings['learning_rate']"
   assert text.count(right) == 1
+  shutil.copy(SCRIPT.with_name('torch_side.py'), tmp_path)
   script = tmp_path / 'other.py'
   script.write_text(text.replace(right, right.replace('=', '=1.05 * ')))
   # Its log-likelihoods differ by less than 1e-4.

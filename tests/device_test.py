@@ -5,6 +5,7 @@ import pytest
 from tests import index_test
 from tttnn import sharding
 from tttnn.datastore import device
+from tttnn.datastore import device_store
 from tttnn.datastore import engine
 
 D = 8  # One for all, so that tests share compiled programs.
@@ -276,7 +277,7 @@ def test_a_store_answers_as_its_host_does(tmp_path, metric, kept):
     tmp_path, shards, metric=metric, keep_vectors=kept, block=16
   )
   here = engine.Engine(store, threads=1)
-  there = device.StoreIndex(store)
+  there = device_store.StoreIndex(store)
   queries = index_test.usual(rng, 9)[:, :3]
   for k in (1, 7, store.manifest.searchable):
     for found, expected in zip(
@@ -294,5 +295,5 @@ def test_what_is_approximate_says_how_much_it_finds(tmp_path):
   store = index_test.build_store(
     tmp_path, [index_test.usual(np.random.default_rng(0), 300)]
   )
-  found = device.StoreIndex(store, approximate=True, dtype='float16')
+  found = device_store.StoreIndex(store, approximate=True, dtype='float16')
   assert not found.info['exact'] and found.info['recall'] > 0.99

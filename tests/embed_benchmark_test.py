@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -78,6 +79,7 @@ def test_a_rival_that_computes_something_else_is_refused(texts, tmp_path):
   right = 'total / count'
   text = SCRIPT.read_text()
   assert text.count(right) == 1
+  shutil.copy(SCRIPT.with_name('torch_side.py'), tmp_path)
   script = tmp_path / 'other.py'
   # The mean over padding, too.
   script.write_text(text.replace(right, 'hidden.mean(dim=1)'))

@@ -1,6 +1,4 @@
-import functools
 import json
-import os
 import subprocess
 import sys
 
@@ -337,85 +335,6 @@ def test_vectors_need_not_lie_there_twice(tmp_path):
   (tmp_path / 'c').mkdir()
   with pytest.raises(ValueError, match="'SQ8', but vectors that .* not kept"):
     build_store(tmp_path / 'c', shards, index='SQ8', **options)
-
-
-def import_files(directory, parts):
-  """A corpus of the parts' row numbers, a Flat file of each, its embedder."""
-  directory.mkdir()
-  paths, files, number = [], [], 0
-  vectors = np.concatenate(parts)
-  for i, part in enumerate(parts):
-    paths.append(str(directory / f'{i}.jsonl'))
-    with open(paths[-1], 'w') as f:
-      for _ in part:
-        f.write(json.dumps({'text': str(number)}) + '\n')
-        number += 1
-    index = faiss.IndexFlatL2(part.shape[1])
-    index.add(part)
-    files.append(str(directory / f'{i}.index'))
-    faiss.write_index(index, files[-1])
-
-  def embed(texts):
-    return vectors[[int(text) for text in texts]]
-
-  return paths, files, functools.partial(map, embed)
-
-
-def test_files_made_elsewhere_are_used_where_they_are(tmp_path):
-  rng = np.random.default_rng(0)
-  parts = [usual(rng, 40), usual(rng, 30)]
-  parts[1][5] = np.nan
-  paths, files, embed = import_files(tmp_path / 'c', parts)
-  arguments = {'dim': 6, 'fingerprint': '', 'imported': files}
-  chosen = {'options': build.Options(threads=1)}
-  store = build.build(tmp_path / 's', paths, embed, **arguments, **chosen)
-  assert not list(store.directory.rglob('*.faiss'))
-  assert store.manifest.shards[1].left_out == (5,)
-  assert store.index.self_check['recall'] == 1
-  queries = usual(rng, 5)
-  found = engine_lib.Engine(store, threads=1).search(queries, 69)
-  expected = brute_force(np.concatenate(parts), queries, 69)
-  np.testing.assert_array_equal(found[1], expected[1])
-  np.testing.assert_array_equal(found[0], expected[0])
-  # Another index is built from them.
-  chosen = {'options': build.Options(index='SQ8', threads=1)}
-  store = build.build(tmp_path / 's', paths, embed, **arguments, **chosen)
-  found = engine_lib.Engine(store, threads=1).search(queries, 9)
-  np.testing.assert_array_equal(found[1], expected[1][:, :9])
-  os.truncate(files[0], 100)
-  with pytest.raises(ValueError, match=r'0\.index has 100 bytes, but \d+ are'):
-    store_lib.open(tmp_path / 's', 'Flat')
-
-
-def test_files_of_something_else_are_not_imported(tmp_path):
-  rng = np.random.default_rng(0)
-  paths, files, embed = import_files(
-    tmp_path / 'c', [usual(rng, 40), usual(rng, 30)]
-  )
-  chosen = {'options': build.Options(threads=1), 'fingerprint': ''}
-
-  def run(imported, dim=6, embed=embed):
-    build.build(
-      tmp_path / 's', paths, embed, dim=dim, imported=imported, **chosen
-    )
-
-  with pytest.raises(ValueError, match='1 index files .* 2 corpus files'):
-    run(files[:1])
-  with pytest.raises(ValueError, match=r'holds 30 vectors .* has 40 lines'):
-    run(files[::-1])
-  with pytest.raises(ValueError, match=r'line \d+ finds document \d+, at'):
-    run(files, embed=lambda blocks: (usual(rng, len(b)) for b in blocks))
-  other = faiss.IndexFlatIP(6)
-  other.add(usual(rng, 40))
-  faiss.write_index(other, files[0])
-  with pytest.raises(ValueError, match='faiss metric 0; .* l2 is 1'):
-    run(files)
-  other = faiss.index_factory(6, 'SQ8')
-  other.train(usual(rng, 40))
-  other.add(usual(rng, 40))
-  faiss.write_index(other, files[0])
-  with pytest.raises(ValueError, match='ScalarQuantizer: only Flat files'):
-    run(files)
 
 
 def test_nearest_gives_what_a_part_has(tmp_path):

@@ -2,8 +2,8 @@
 
 The way of the original code (Hardt & Sun, ICLR 2024): a Hugging Face RoBERTa,
 texts in the order of the file, 16 at a time, padded to the longest of them, and
-the mean of the last hidden states over the tokens. It shares no code with
-`tttnn` and imports torch and transformers alone.
+the mean of the last hidden states over the tokens. Beside torch and
+transformers it imports `torch_side` alone.
 
   python embed_torch.py [--device cpu|cuda] [--attention sdpa|eager]
 
@@ -16,27 +16,12 @@ embeddings. The end of stdin ends it.
 
 import argparse
 import json
-import os
-import sys
 import time
 
-# The answers have the first stdout to themselves; what libraries print joins
-# the errors.
-ANSWERS = os.fdopen(os.dup(1), 'w')
-os.dup2(2, 1)
-
-
-def answer(**values):
-  print(json.dumps(values), file=ANSWERS, flush=True)
-
-
-try:
-  import numpy as np
-  import torch
-  import transformers
-except ImportError as error:
-  answer(missing=str(error))
-  sys.exit(0)
+import torch_side
+from torch_side import np
+from torch_side import torch
+from torch_side import transformers
 
 BATCH = 16  # Texts at once.
 
@@ -58,15 +43,7 @@ class Loop:
       attn_implementation=self.args.attention,
     )
     self.model.to(self.args.device, torch.float32).eval()
-    on_cuda = self.args.device == 'cuda'
-    return {
-      'versions': {
-        'torch': torch.__version__,
-        'transformers': transformers.__version__,
-      },
-      'threads': torch.get_num_threads(),
-      'device': torch.cuda.get_device_name() if on_cuda else 'cpu',
-    }
+    return torch_side.about(self.args.device)
 
   @torch.no_grad()
   def run(self, texts, output):
@@ -84,7 +61,7 @@ class Loop:
     return {
       'seconds': seconds,
       'padded_share': 1 - self.real / self.computed,
-      **peaks(self.args.device),
+      **torch_side.peaks(self.args.device),
     }
 
   def embed(self, texts):
@@ -104,30 +81,11 @@ class Loop:
     return (total / count).cpu().numpy()
 
 
-def peaks(device):
-  """The most memory that the process held so far, in bytes."""
-  host = 0
-  with open('/proc/self/status', encoding='ascii') as file:
-    for line in file:
-      if line.startswith('VmHWM:'):
-        host = int(line.split()[1]) * 1024
-  on_device = torch.cuda.max_memory_allocated() if device == 'cuda' else 0
-  return {'peak_bytes': host, 'device_peak_bytes': on_device}
-
-
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
   parser.add_argument('--attention', choices=['sdpa', 'eager'], default='sdpa')
-  args = parser.parse_args()
-  if args.device == 'cuda' and not torch.cuda.is_available():
-    answer(missing='PyTorch sees no CUDA device')
-    return
-  loop = Loop(args)
-  calls = {'load': loop.load, 'run': loop.run}
-  for line in sys.stdin:
-    request = json.loads(line)
-    answer(**calls[request.pop('call')](**request))
+  torch_side.serve(Loop, parser.parse_args())
 
 
 if __name__ == '__main__':

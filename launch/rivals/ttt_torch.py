@@ -2,8 +2,8 @@
 
 The loop of the original code (Hardt & Sun, ICLR 2024): one document at a time;
 one AdamW step on each window of each neighbour; the document scored before and
-after every neighbour; then the saved weights are loaded again. It shares no
-code with `tttnn` and imports torch and transformers alone.
+after every neighbour; then the saved weights are loaded again. Beside torch
+and transformers it imports `torch_side` alone.
 
   python ttt_torch.py [--device cpu|cuda] [--dtype float32|bf16|tf32] [--fused]
 
@@ -17,26 +17,11 @@ stdin ends it.
 import argparse
 import copy
 import json
-import os
-import sys
 import time
 
-# The answers have the first stdout to themselves; what libraries print joins
-# the errors.
-ANSWERS = os.fdopen(os.dup(1), 'w')
-os.dup2(2, 1)
-
-
-def answer(**values):
-  print(json.dumps(values), file=ANSWERS, flush=True)
-
-
-try:
-  import torch
-  import transformers
-except ImportError as error:
-  answer(missing=str(error))
-  sys.exit(0)
+import torch_side
+from torch_side import torch
+from torch_side import transformers
 
 
 class Loop:
@@ -55,15 +40,7 @@ class Loop:
     # Dropout off, in training too.
     self.model.to(self.args.device, torch.float32).eval()
     self.saved = copy.deepcopy(self.model.state_dict())
-    on_cuda = self.args.device == 'cuda'
-    return {
-      'versions': {
-        'torch': torch.__version__,
-        'transformers': transformers.__version__,
-      },
-      'threads': torch.get_num_threads(),
-      'device': torch.cuda.get_device_name() if on_cuda else 'cpu',
-    }
+    return torch_side.about(self.args.device)
 
   def run(self, documents, neighbors):
     """Adapts to the first `neighbors` neighbours of each document."""
@@ -82,7 +59,7 @@ class Loop:
       'parts': self.seconds,
       'log_likelihood': log_likelihood,
       'train_loss': train_loss,
-      **peaks(self.args.device),
+      **torch_side.peaks(self.args.device),
     }
 
   def document(self, tokens, neighbors):
@@ -161,17 +138,6 @@ class Loop:
     return total
 
 
-def peaks(device):
-  """The most memory that the process held so far, in bytes."""
-  host = 0
-  with open('/proc/self/status', encoding='ascii') as file:
-    for line in file:
-      if line.startswith('VmHWM:'):
-        host = int(line.split()[1]) * 1024
-  on_device = torch.cuda.max_memory_allocated() if device == 'cuda' else 0
-  return {'peak_bytes': host, 'device_peak_bytes': on_device}
-
-
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
@@ -179,15 +145,7 @@ def main():
     '--dtype', choices=['float32', 'bf16', 'tf32'], default='float32'
   )
   parser.add_argument('--fused', action='store_true')
-  args = parser.parse_args()
-  if args.device == 'cuda' and not torch.cuda.is_available():
-    answer(missing='PyTorch sees no CUDA device')
-    return
-  loop = Loop(args)
-  calls = {'load': loop.load, 'run': loop.run}
-  for line in sys.stdin:
-    request = json.loads(line)
-    answer(**calls[request.pop('call')](**request))
+  torch_side.serve(Loop, parser.parse_args())
 
 
 if __name__ == '__main__':

@@ -29,7 +29,7 @@ from tttnn.benchmarks import asker
 from tttnn.benchmarks import bench
 from tttnn.datastore import build
 from tttnn.datastore import client as client_lib
-from tttnn.datastore import device as device_lib
+from tttnn.datastore import device_store
 from tttnn.datastore import engine as engine_lib
 from tttnn.datastore import index as index_lib
 from tttnn.datastore import store as store_lib
@@ -215,7 +215,7 @@ def batches(
   index = index_lib.load(store.index_path(0), store.index.spec)
   flat = faiss.IndexFlatL2(index.d)
   flat.add(index_lib.flat_vectors(index))
-  device = device_lib.StoreIndex(store)
+  device = device_store.StoreIndex(store)
   found = {}
   for count in _BATCHES:
     part_QxD = np.ascontiguousarray(queries_QxD[:count])

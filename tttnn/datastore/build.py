@@ -29,6 +29,7 @@ from tttnn.datastore import index_files
 from tttnn.datastore import metric as metric_lib
 from tttnn.datastore import shards as shards_lib
 from tttnn.datastore import store as store_lib
+from tttnn.datastore import vectors as vectors_lib
 
 Progress = Callable[[int, int], None]
 
@@ -178,8 +179,8 @@ class _Work:
     fields = self.request['shards'][shard]
     return shards_lib.lines(self.directory, shard, fields, self.options.cache)
 
-  def vectors(self, shard: int, rows: int) -> store_lib.Vectors:
-    return store_lib.Vectors(
+  def vectors(self, shard: int, rows: int) -> vectors_lib.Vectors:
+    return vectors_lib.Vectors(
       store_lib.vectors_path(self.directory, shard),
       rows,
       *(self.request[key] for key in ('dim', 'dtype', 'block')),

@@ -24,6 +24,7 @@ from tttnn.datastore import store as store_lib
 _TRAIN_ROWS_A_LIST = 64
 _CHECKED_TEXTS = 16  # Of an index that is adopted.
 _BLOCK_ROWS = 1 << 14
+_UNIT = 1e-3  # How far from 1 the length of a vector may be for cosine.
 
 
 class Filler(Protocol):
@@ -109,7 +110,7 @@ def not_finite(path: str, rows: int, dim: int, metric: str) -> tuple[int, ...]:
 
   Raises:
     ValueError: it is no Flat file, or does not hold that many vectors of that
-      width under that metric.
+      width under that metric, of length 1 for cosine.
   """
   index = index_lib.load(path, store_lib.FLAT)
   if not isinstance(index, faiss.IndexFlat):
@@ -126,13 +127,20 @@ def not_finite(path: str, rows: int, dim: int, metric: str) -> tuple[int, ...]:
       f'and {metric} is {wanted[2]}'
     )
   flat_NxD = index_lib.flat_vectors(index)
-  return tuple(
-    int(begin + row)
-    for begin in range(0, rows, _BLOCK_ROWS)
-    for row in np.flatnonzero(
-      ~np.isfinite(flat_NxD[begin : begin + _BLOCK_ROWS]).all(axis=1)
-    )
-  )
+  found = []
+  for begin in range(0, rows, _BLOCK_ROWS):
+    block_BxD = flat_NxD[begin : begin + _BLOCK_ROWS]
+    finite_B = np.isfinite(block_BxD).all(axis=1)
+    found += (begin + np.flatnonzero(~finite_B)).tolist()
+    if metric == 'cosine':
+      norms_B = np.linalg.norm(block_BxD, axis=1)
+      wrong = np.flatnonzero(finite_B & (abs(norms_B - 1) > _UNIT))
+      if wrong.size:
+        raise ValueError(
+          f'{path}: vector {begin + wrong[0]} has length '
+          f'{norms_B[wrong[0]]:.4g}; for store.metric=cosine all have length 1'
+        )
+  return tuple(found)
 
 
 def check_texts(

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from tttnn.datastore import client as client_lib
-from tttnn.datastore import device
+from tttnn.datastore import device_store
 from tttnn.datastore import embed
 from tttnn.datastore import store as store_lib
 
@@ -111,7 +111,7 @@ def connect(
     raise ValueError(f'search={search!r} is not one of {", ".join(SEARCHES)}')
   store = store_lib.open(store_path, index)
   if search == 'device':
-    on_device = device.StoreIndex(
+    on_device = device_store.StoreIndex(
       store, mesh=mesh, dtype=dtype, approximate=approximate
     )
     yield Retriever(embedder, on_device, store.corpus.texts)

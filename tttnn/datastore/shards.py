@@ -22,6 +22,7 @@ from tttnn.corpus import formats
 from tttnn.corpus import jsonl
 from tttnn.corpus import seekable
 from tttnn.datastore import store as store_lib
+from tttnn.datastore import vectors as vectors_lib
 
 # Blocks of texts to float32 [texts, dim] of each, in the same order.
 Embed = Callable[[Iterator[list[str]]], Iterable[np.ndarray]]
@@ -37,7 +38,7 @@ class Block:
     number: of the block.
   """
 
-  vectors: store_lib.Vectors
+  vectors: vectors_lib.Vectors
   texts: jsonl.Shard
   number: int
 
@@ -113,7 +114,7 @@ def lines(
 
 
 def blocks(
-  vectors: store_lib.Vectors, texts: jsonl.Shard, rows: range
+  vectors: vectors_lib.Vectors, texts: jsonl.Shard, rows: range
 ) -> list[Block]:
   """The blocks that begin in `rows`; makes the array that they are chunks of.
 
@@ -179,7 +180,7 @@ def embed(
 
 
 def left_out(
-  vectors: store_lib.Vectors, texts: jsonl.Shard, on_error: str
+  vectors: vectors_lib.Vectors, texts: jsonl.Shard, on_error: str
 ) -> tuple[tuple[int, ...], int]:
   """Rows without a finite vector, and how many of them are malformed lines.
 
@@ -206,7 +207,7 @@ def _texts(
         raise
 
 
-def _open_array(vectors: store_lib.Vectors) -> tensorstore.TensorStore:
+def _open_array(vectors: vectors_lib.Vectors) -> tensorstore.TensorStore:
   chunk_shape = [vectors.block, vectors.dim]
   spec = {
     'driver': 'zarr3',
@@ -227,7 +228,7 @@ def _open_array(vectors: store_lib.Vectors) -> tensorstore.TensorStore:
 
 
 def _narrow(
-  block_BxD: np.ndarray, rows: int, vectors: store_lib.Vectors, where: str
+  block_BxD: np.ndarray, rows: int, vectors: vectors_lib.Vectors, where: str
 ) -> np.ndarray:
   """Embeddings in the type they are stored in."""
   expected = (rows, vectors.dim)

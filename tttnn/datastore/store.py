@@ -22,7 +22,6 @@ when a store is opened, and by a line's checksum when a text is read.
 """
 
 from collections.abc import Collection
-from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
 import functools
@@ -37,12 +36,12 @@ import numpy as np
 
 from tttnn.corpus import jsonl
 from tttnn.corpus import seekable
+from tttnn.datastore import vectors as vectors_lib
 
 VERSION = 3
 MANIFEST = 'manifest.json'
 INDEX = 'index.json'
 FLAT = 'Flat'
-_MAPPED = 1 << 12  # Chunks of a shard.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,105 +137,6 @@ class Manifest:
 
 
 @dataclasses.dataclass(frozen=True)
-class Vectors:
-  """The stored vectors of one shard, read through memory maps.
-
-  An uncompressed zarr3 chunk file is its rows in C order, so it can be mapped:
-  single rows then cost a page, where reading the array costs a whole chunk.
-
-  Attributes:
-    path: the zarr3 array's directory.
-    rows: number of vectors.
-    dim: width of a vector.
-    dtype: 'float32' or 'float16'.
-    block: rows of a chunk.
-  """
-
-  path: pathlib.Path
-  rows: int
-  dim: int
-  dtype: str
-  block: int
-
-  def chunk_path(self, i: int) -> pathlib.Path:
-    return self.path / 'c' / str(i) / '0'
-
-  def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, vectors [n, dim] as stored) of every chunk in order."""
-    for i in range(-(-self.rows // self.block)):
-      yield i * self.block, self._chunk(i)
-
-  def gather(self, rows: np.ndarray) -> np.ndarray:
-    """Vectors of some rows, any order: [len(rows), dim] as stored."""
-    result = np.empty((len(rows), self.dim), self.dtype)
-    chunks = rows // self.block
-    for i in set(chunks.tolist()):
-      here = chunks == i
-      result[here] = self._chunk(i)[rows[here] - i * self.block]
-    return result
-
-  @functools.cached_property
-  def _chunk(self):
-    """A chunk by its number; those that were used last stay mapped."""
-    return functools.lru_cache(maxsize=_MAPPED)(self._map)
-
-  def _map(self, i: int) -> np.ndarray:
-    path, shape = self.chunk_path(i), (self.block, self.dim)
-    dtype = np.dtype(self.dtype).newbyteorder('<')
-    check_size(path, self.block * self.dim * dtype.itemsize)
-    chunk = np.asarray(np.memmap(path, dtype, 'r', shape=shape))
-    return chunk[: self.rows - i * self.block]  # The last one is padded.
-
-
-@dataclasses.dataclass(frozen=True)
-class FlatVectors:
-  """The vectors of one shard, read from its Flat index: see `Vectors`.
-
-  faiss writes them last, in the order of the rows that it holds.
-
-  Attributes:
-    path: of the index file.
-    shard: in the manifest.
-    whole: whether the index holds all rows, or those that can be found.
-    dim: width of a vector.
-    block: rows that `blocks` gives at once.
-  """
-
-  path: pathlib.Path
-  shard: Shard
-  whole: bool
-  dim: int
-  block: int
-  dtype: str = 'float32'
-
-  @property
-  def rows(self) -> int:
-    return self.shard.rows
-
-  def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-    for begin in range(0, self.rows, self.block):
-      rows = np.arange(begin, min(begin + self.block, self.rows))
-      yield begin, self.gather(rows)
-
-  def gather(self, rows: np.ndarray) -> np.ndarray:
-    if self.whole:
-      return self._flat_NxD[rows]
-    left_out = np.array(self.shard.left_out, np.int64)
-    positions = rows - np.searchsorted(left_out, rows)
-    inside = ~np.isin(rows, left_out)
-    result = np.full((len(rows), self.dim), np.nan, np.float32)
-    result[inside] = self._flat_NxD[positions[inside]]
-    return result
-
-  @functools.cached_property
-  def _flat_NxD(self) -> np.ndarray:
-    rows = self.rows if self.whole else self.shard.searchable
-    shape = rows, self.dim
-    begin = self.path.stat().st_size - 4 * shape[0] * shape[1]
-    return np.asarray(np.memmap(self.path, '<f4', 'r', begin, shape))
-
-
-@dataclasses.dataclass(frozen=True)
 class Index:
   """An index over the vectors of a store.
 
@@ -283,7 +183,9 @@ class Store:
   index: Index | None
   here: tuple[int, ...]
 
-  def vectors(self, shard: int) -> Vectors | FlatVectors:
+  def vectors(
+    self, shard: int
+  ) -> vectors_lib.Vectors | vectors_lib.FlatVectors:
     """Those of a shard.
 
     Raises:
@@ -292,20 +194,28 @@ class Store:
     m = self.manifest
     path = vectors_path(self.directory, shard)
     if path.exists() or not m.shards[shard].rows:
-      return Vectors(path, m.shards[shard].rows, m.dim, m.dtype, m.block)
+      return vectors_lib.Vectors(
+        path, m.shards[shard].rows, m.dim, m.dtype, m.block
+      )
     flat = self.index
     if not flat or not flat.is_flat:
       flat = read_index(self.directory, FLAT)
     return self._flat_vectors(shard, flat)
 
-  def _flat_vectors(self, shard: int, flat: 'Index') -> FlatVectors:
+  def _flat_vectors(self, shard: int, flat: 'Index') -> vectors_lib.FlatVectors:
     m = self.manifest
     path = pathlib.Path(os.path.normpath(self.directory / flat.files[shard]))
     if flat.files[shard]:
-      check_size(path, flat.bytes[shard])
-    return FlatVectors(path, m.shards[shard], m.imported, m.dim, m.block)
+      vectors_lib.check_size(path, flat.bytes[shard])
+    # One that was made elsewhere holds all rows.
+    left_out = () if m.imported else m.shards[shard].left_out
+    return vectors_lib.FlatVectors(
+      path, m.shards[shard].rows, left_out, m.dim, m.block
+    )
 
-  def mapped_vectors(self, shard: int) -> Vectors | FlatVectors:
+  def mapped_vectors(
+    self, shard: int
+  ) -> vectors_lib.Vectors | vectors_lib.FlatVectors:
     """Those of a shard, from the Flat index where there is one.
 
     That is one file, where vectors/ are many.
@@ -370,7 +280,7 @@ def open(
   store = Store(directory, manifest, texts, chosen, here)
   for i in here:
     if chosen.files[i]:
-      check_size(store.index_path(i), chosen.bytes[i])
+      vectors_lib.check_size(store.index_path(i), chosen.bytes[i])
   return store
 
 
@@ -499,15 +409,6 @@ def _load(path: pathlib.Path) -> np.ndarray:
     return np.load(path, mmap_mode='r', allow_pickle=False)
   except (OSError, EOFError, ValueError) as e:
     raise ValueError(f'{path} cannot be read: {e}') from e
-
-
-def check_size(path: pathlib.Path, expected: int) -> None:
-  """Raises `ValueError` unless the file is there, `expected` bytes long."""
-  if not path.exists():
-    raise ValueError(f'{path} is missing')
-  size = path.stat().st_size
-  if size != expected:
-    raise ValueError(f'{path} has {size} bytes, but {expected} are needed')
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
