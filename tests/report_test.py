@@ -109,9 +109,69 @@ def test_several_runs(tmp_path, capsys):
   out = capsys.readouterr().out
   assert 'first: ' in out and 'second: ' in out
   text = (folder / 'tables.md').read_text()
-  assert text.startswith('# Two\n\n| run | before |')
+  assert text.startswith(
+    '# Two\n\nBits per byte over the 1 document that all runs have.\n\n'
+    '| run | before |'
+  )
   assert '\n\n## second\n\n' in text
   assert not (first / 'report').exists()
+
+
+def test_runs_are_compared_over_the_documents_that_all_have(tmp_path):
+  others = [_row(i, log_likelihood=[-400.0, -100.0]) for i in (3, 2, 1)]
+  first = _write(tmp_path / 'a', [_row(0), _row(1), _row(2)])
+  second = _write(tmp_path / 'b', others)
+  report.run(_config(f'{first},{second}'), tmp_path / 'both')
+  wanted = 'Bits per byte over the 2 documents that all runs have.'
+  text = (tmp_path / 'both' / 'report' / 'tables.md').read_text()
+  assert wanted in text
+  # 400, 300, 800 and 200 nats of 200 bytes.
+  assert '| a | 2.8854 | 2.1640 | -25.0% | 2 | ttt | split |' in text
+  assert '| b | 5.7708 | 1.4427 | -75.0% | 2 | ttt | split |' in text
+  assert wanted in (tmp_path / 'both' / 'report' / 'index.html').read_text()
+
+
+def test_runs_that_do_not_compare_are_refused(tmp_path):
+  first = _write(tmp_path / 'first', [_row(0), _row(1)])
+
+  def refused(rows, words, first_prefix=None, prefix=None):
+    second = _write(tmp_path / 'second', rows)
+    for path, value in ((first, first_prefix), (second, prefix)):
+      known = {} if value is None else {'eval.split_prefix': value}
+      (path / 'results.config.json').write_text(json.dumps(known))
+    config = _config(f'{first},{second}')
+    if not words:
+      report.run(config, tmp_path / 'both')
+      return
+    with pytest.raises(ValueError, match=words):
+      report.run(config, tmp_path / 'both')
+
+  whole = [_row(0, protocol='whole')]
+  refused(
+    whole,
+    r"first' has eval.protocol='split', .*second' has eval.protocol='whole'",
+  )
+  same = [_row(0)]
+  refused(same, r"first' has eval.split_prefix=64, .*second' .*=128", 64, 128)
+  refused(same, '', 64, 64)
+  refused(same, '', 64, 0)  # The model's context may well be 64.
+  refused(same, '', 64)
+  refused(
+    [_row(0, num_bytes=90)],
+    "document 0: 'first' scored 100 bytes of it, 'second' 90",
+  )
+  refused([_row(5)], "no document is in all runs.*'first' 2 .*'second' 1")
+
+
+def test_prefixes_of_whole_documents_mean_nothing(tmp_path):
+  paths = [
+    _write(tmp_path / name, [_row(0, protocol='whole')]) for name in 'ab'
+  ]
+  for path, prefix in zip(paths, (64, 128), strict=True):
+    known = {'eval.split_prefix': prefix}
+    (path / 'results.config.json').write_text(json.dumps(known))
+  report.run(_config(','.join(map(str, paths))), tmp_path / 'both')
+  assert (tmp_path / 'both' / 'report' / 'index.html').exists()
 
 
 def test_missing_results_say_what_makes_them(tmp_path):

@@ -9,6 +9,7 @@ from tttnn.reporting import page
 from tttnn.reporting import plots
 from tttnn.reporting import tables
 from tttnn.scoring import metrics
+from tttnn.scoring import paired
 from tttnn.scoring import results
 
 _SCORES = ('all', 'pile_all', 'tasks')  # What metrics.to_json writes.
@@ -30,8 +31,9 @@ _KEYS = (
 def run(config, workdir: str | os.PathLike) -> None:
   """Writes workdir/report/{index.html,tables.md,*.png}; prints the tables.
 
-  An unfinished run is reported as far as it got. A file whose content would
-  stay the same is left alone.
+  An unfinished run is reported as far as it got. Several runs are compared over
+  the documents that all have. A file whose content would stay the same is left
+  alone.
 
   Args:
     config: `report.inputs`, the comma-separated work directories of the runs
@@ -39,12 +41,19 @@ def run(config, workdir: str | os.PathLike) -> None:
     workdir: where the report goes.
 
   Raises:
-    ValueError: if a run has no results or its rows are malformed.
+    ValueError: if a run has no results or its rows are malformed; of several,
+      if their protocols differ or no document is in all.
   """
   workdir = pathlib.Path(workdir)
   inputs = [i.strip() for i in config.report.inputs.split(',') if i.strip()]
   directories = [pathlib.Path(i) for i in inputs] or [workdir]
   runs = [load(path, number) for number, path in enumerate(directories, 1)]
+  paired.check_protocols(
+    [
+      (os.fspath(path), _protocol(path, shown))
+      for path, shown in zip(directories, runs, strict=True)
+    ]
+  )
 
   title = config.report.title or ', '.join(shown.name for shown in runs)
   contents = {
@@ -122,6 +131,21 @@ def read_rows(path: pathlib.Path) -> list[dict]:
   return rows
 
 
+def _protocol(workdir: pathlib.Path, shown: page.Run) -> dict[str, object]:
+  """What is known of what a run scored.
+
+  Where queries end depends on eval.split_prefix, which rows don't have; 0, the
+  model's context, is known to the model only, and tells by the scored bytes.
+  """
+  known = {'eval.protocol': shown.protocol}
+  path = workdir / 'results.config.json'
+  if shown.protocol == 'split' and path.exists():
+    prefix = json.loads(path.read_text('utf-8')).get('eval.split_prefix')
+    if prefix:
+      known['eval.split_prefix'] = prefix
+  return known
+
+
 def _check(row: dict, first: dict, place: str) -> None:
   if not isinstance(row, dict):
     raise ValueError(f'{place}: not an object but {type(row).__name__}')
@@ -151,6 +175,7 @@ def _progress(rows: int, summary: dict) -> str:
 def _markdown(title: str, runs: list[page.Run]) -> str:
   parts = [f'# {tables.escape(title)}\n']
   if len(runs) > 1:
+    parts.append(page.comparison_title(runs) + '\n')
     parts.append(tables.render_markdown(page.comparison(runs)))
   for shown in runs:
     if len(runs) > 1:

@@ -13,6 +13,7 @@ import jinja2
 
 from tttnn.reporting import tables
 from tttnn.scoring import metrics
+from tttnn.scoring import paired
 
 _MAX_DOCUMENTS = 2000  # Lines of the table of documents that browsers bear.
 
@@ -91,16 +92,23 @@ def render(title: str, runs: Sequence[Run]) -> str:
   return environment.from_string(source.read_text('utf-8')).render(
     title=title,
     comparison=comparison(runs) if len(runs) > 1 else [],
+    comparison_title=comparison_title(runs) if len(runs) > 1 else '',
     sections=[_section(run) for run in runs],
   )
 
 
 def comparison(runs: Sequence[Run]) -> tables.Cells:
-  """A line a run: what it was and its bits per byte over all documents."""
+  """A line a run: what it was and its bits per byte.
+
+  Over the documents that all runs have, each at its last count.
+
+  Raises:
+    ValueError: as `paired.common`.
+  """
   head = ['run', 'before', 'after', 'change', 'documents', 'method', 'protocol']
   lines = [head]
-  for run in runs:
-    score = run.table.all.last
+  for run, rows in zip(runs, _common(runs), strict=True):
+    score = metrics.aggregate(rows).all.last
     lines.append(
       [
         run.name,
@@ -113,6 +121,19 @@ def comparison(runs: Sequence[Run]) -> tables.Cells:
       ]
     )
   return lines
+
+
+def comparison_title(runs: Sequence[Run]) -> str:
+  """What `comparison` shows, in a sentence."""
+  documents = len(_common(runs)[0])
+  if all(len(run.rows) == documents for run in runs):
+    return 'Bits per byte over all documents of each run.'
+  noun = 'document' if documents == 1 else 'documents'
+  return f'Bits per byte over the {documents:,} {noun} that all runs have.'
+
+
+def _common(runs: Sequence[Run]) -> list[list[Mapping]]:
+  return paired.common([(run.name, run.rows) for run in runs])
 
 
 def summary(run: Run) -> list[tuple[str, str]]:
@@ -145,11 +166,7 @@ def documents(run: Run) -> list[list[tuple[str, float | None]]]:
   Ordered by document id, integers first, since the file is in the order in
   which documents finished.
   """
-
-  def order(row):
-    return isinstance(row['doc_id'], str), row['doc_id']
-
-  return [_document(row) for row in sorted(run.rows, key=order)]
+  return [_document(row) for row in sorted(run.rows, key=paired.by_id)]
 
 
 def _section(run: Run) -> dict:
