@@ -76,7 +76,10 @@ def prepared_queries(
 def distances(
   metric: str, query_D: np.ndarray, vectors_NxD: np.ndarray
 ) -> np.ndarray:
-  """Distances [N] in float32 of prepared vectors."""
+  """Distances [N] in float32 of prepared vectors.
+
+  A query for all of them [D], or one for each [N, D].
+  """
   query_D = query_D.astype(np.float64)
   if metric == 'l2':
     difference_NxD = vectors_NxD - query_D
@@ -87,20 +90,23 @@ def distances(
   return ((metric == 'cosine') - products_N).astype(np.float32)
 
 
-def overflows(query_D: np.ndarray, largest: float) -> bool:
-  """Whether a score of some row, of norm up to `largest`, may be infinite."""
+def overflows(query_D: np.ndarray, largest: float) -> bool | np.ndarray:
+  """Whether a score of some row, of norm up to `largest`, may be infinite.
+
+  Of queries [Q, D]: [Q].
+  """
   return (_norm(query_D) + largest) ** 2 >= float(np.finfo(np.float32).max)
 
 
 def limit(
   metric: str,
   query_D: np.ndarray,
-  distance: np.float32,
+  distance: np.float32 | np.ndarray,
   largest: float,
   *,
   narrowing: float = 0.0,
   flushed: float = 0.0,
-) -> np.float32:
+) -> np.float32 | np.ndarray:
   """The highest score in float32 that a row within `distance` can have.
 
   A sum of n products in float32, whatever their order, is off by at most
@@ -112,28 +118,30 @@ def limit(
 
   Args:
     metric: of the store.
-    query_D: prepared, such that nothing overflows.
-    distance: of the furthest row that counts, ties included.
+    query_D: prepared, such that nothing overflows; or queries [Q, D].
+    distance: of the furthest row that counts, ties included; or [Q].
     largest: norm that no row exceeds.
     narrowing: scores are of x' with |x - x'| <= narrowing |x| + flushed.
     flushed: likewise.
   """
   norm = _norm(query_D)
-  d = float(np.nextafter(distance, np.float32(np.inf)))  # Ties included.
+  # Ties included.
+  d = np.nextafter(distance, np.float32(np.inf)).astype(np.float64)
   longest = largest  # Norm of a row within the distance.
   if metric == 'l2':
-    longest = min(largest, norm + d)
+    longest = np.minimum(largest, norm + d)
   moved = narrowing * longest + flushed
-  nu = (len(query_D) + 8) * 2.0**-24
+  dim = query_D.shape[-1]
+  nu = (dim + 8) * 2.0**-24
   sizes = norm * (longest + moved)
   score = d - (metric == 'cosine')
   if metric == 'l2':
     sizes += longest**2 / 2
     score = (d**2 - norm**2) / 2 + 2.0**-50 * (d**2 + norm**2)
   score += norm * moved + nu / (1 - nu) * sizes
-  score += 4 * len(query_D) * _TINY * (1 + norm + longest)
+  score += 4 * dim * _TINY * (1 + norm + longest)
   return np.nextafter(np.float32(score), np.float32(np.inf))
 
 
-def _norm(query_D: np.ndarray) -> float:
-  return float(np.linalg.norm(query_D.astype(np.float64)))
+def _norm(query_D: np.ndarray) -> np.float64 | np.ndarray:
+  return np.linalg.norm(query_D.astype(np.float64), axis=-1)
