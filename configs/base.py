@@ -13,7 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
   """The defaults, locked: no key can be added."""
   config = ml_collections.ConfigDict()
   # corpus | train | export | build | serve | query | evaluate | generate |
-  # report | benchmark | plan | pipeline
+  # report | benchmark | distances | plan | pipeline
   config.job = 'evaluate'
   # Print documents, steps, memory and estimated time, then stop.
   config.dry_run = False
@@ -266,6 +266,15 @@ def get_config() -> ml_collections.ConfigDict:
     # On CPU, try which settings of threads and memory make the rival fastest;
     # False: take those that mostly do.
     try_settings=True,
+  )
+  config.distances = _section(
+    # Of eval.documents to their retrieval.neighbors nearest, in random parts of
+    # the store: each holds those before it, and as many documents as there are
+    # neighbours, or more.
+    fractions='0.05,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1.0',
+    # Of the documents, whose distances are compared with; a pair of a document
+    # with itself is not among them.
+    pairs=10_000,
   )
   config.plan = _section(
     # Of a store that is only thought of. GB are 10^9 bytes.

@@ -16,13 +16,22 @@ JOBS = (
   'generate',
   'report',
   'benchmark',
+  'distances',
   'plan',
   'pipeline',
 )
 # These answer on the terminal and need no directory of their own.
 _WITHOUT_WORKDIR = ('serve', 'query', 'generate', 'plan')
 # These take long enough for `dry_run`.
-_ESTIMATED = ('train', 'build', 'evaluate', 'generate', 'benchmark', 'pipeline')
+_ESTIMATED = (
+  'train',
+  'build',
+  'evaluate',
+  'generate',
+  'benchmark',
+  'distances',
+  'pipeline',
+)
 
 
 def run(config, workdir: str, *, write_config: bool = True) -> None:

@@ -24,7 +24,7 @@ from tttnn.scoring import metrics
 # Of Okabe & Ito's palette, which every kind of colour vision tells apart.
 _BETTER, _WORSE, _GREY = '#0072b2', '#d55e00', '#666666'
 _MAX_DOMAINS = 40  # More would be neither readable nor within Agg's limits.
-_STYLE = (
+STYLE = (
   'default',
   {
     'axes.axisbelow': True,
@@ -52,7 +52,7 @@ class Line:
   slope: float
 
 
-@style.context(_STYLE)
+@style.context(STYLE)
 def before_after(
   table: metrics.Table, unit: str = 'neighbours'
 ) -> figure.Figure:
@@ -92,7 +92,7 @@ def before_after(
   return fig
 
 
-@style.context(_STYLE)
+@style.context(STYLE)
 def curves(table: metrics.Table, unit: str = 'neighbours') -> figure.Figure:
   """A panel a domain: bits per byte over the number of neighbours.
 
@@ -124,7 +124,7 @@ def curves(table: metrics.Table, unit: str = 'neighbours') -> figure.Figure:
   return fig
 
 
-@style.context(_STYLE)
+@style.context(STYLE)
 def straight_lines(
   panels: Mapping[str, Mapping[str, Line]], unit: str
 ) -> figure.Figure:
@@ -160,7 +160,7 @@ def straight_lines(
   return fig
 
 
-@style.context(_STYLE)
+@style.context(STYLE)
 def bars(panels: Mapping[str, Mapping[str, float]], unit: str) -> figure.Figure:
   """A panel a title: a bar a name, with its number.
 
@@ -188,7 +188,7 @@ def bars(panels: Mapping[str, Mapping[str, float]], unit: str) -> figure.Figure:
   return fig
 
 
-@style.context(_STYLE)
+@style.context(STYLE)
 def log_lines(
   lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
   x_label: str,
@@ -210,11 +210,19 @@ def log_lines(
   return fig
 
 
-@style.context(_STYLE)
+@style.context(STYLE)
 def png(fig: figure.Figure) -> bytes:
   """The figure as PNG; the same bytes each time."""
   buffer = io.BytesIO()
   fig.savefig(buffer, format='png', metadata={'Software': None})
+  return buffer.getvalue()
+
+
+@style.context(STYLE)
+def pdf(fig: figure.Figure) -> bytes:
+  """The figure as PDF; the same bytes each time."""
+  buffer = io.BytesIO()
+  fig.savefig(buffer, format='pdf', metadata={'CreationDate': None})
   return buffer.getvalue()
 
 
