@@ -83,7 +83,7 @@ def before_after(
     )
   else:
     ax.barh(rows, [s.bits_per_byte for s in scores], 0.6, color=_BETTER)
-  ax.set_yticks(rows, [_label(name) for name, _ in lines], parse_math=False)
+  ax.set_yticks(rows, [two_lines(name) for name, _ in lines], parse_math=False)
   ax.set_ylim(rows[-1] + 0.6, -0.6)
   ax.set_xlim(0, 1.18 * max(_finite(_values(scores)), default=1))
   ax.set_xlabel('bits per byte' + _note(table))
@@ -109,7 +109,7 @@ def curves(table: metrics.Table, unit: str = 'neighbours') -> figure.Figure:
   largest = max(table.all.by_count) or 1
   for ax, (name, curve) in zip(grid, lines, strict=False):
     _panel(ax, curve)
-    ax.set_title(_label(name), loc='left', parse_math=False)
+    ax.set_title(two_lines(name), loc='left', parse_math=False)
     ax.set_xlim(-0.03 * largest, 1.03 * largest)
   for ax in grid[len(lines) :]:
     ax.remove()
@@ -320,7 +320,7 @@ def _note(table: metrics.Table) -> str:
   )
 
 
-def _label(name: str) -> str:
+def two_lines(name: str) -> str:
   """The name on at most two lines."""
   first, *rest = textwrap.wrap(tables.plain(name), 28) or ['']
   if len(rest) > 1:

@@ -75,7 +75,7 @@ def by_count(table: metrics.Table) -> Cells:
   Where not all of a domain's documents were scored at a count, the number of
   those that were follows in brackets.
   """
-  counts = _thinned(sorted(table.all.by_count))
+  counts = thinned(sorted(table.all.by_count))
   cells = [['domain', *map(str, counts)]]
   for name, curve in table.lines():
     row = [name]
@@ -97,6 +97,14 @@ def by_count_title(table: metrics.Table, unit: str = 'neighbours') -> str:
   ):
     title += ' In brackets: the documents scored there, where not all were.'
   return title
+
+
+def thinned(counts: Sequence[int]) -> list[int]:
+  """At most _COLUMNS counts, the first and last among them, closer early on."""
+  if len(counts) <= _COLUMNS:
+    return list(counts)
+  places = np.geomspace(1, len(counts), _COLUMNS).round().astype(int) - 1
+  return [counts[place] for place in sorted(set(places.tolist()))]
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -143,11 +151,3 @@ def render_markdown(cells: Cells) -> str:
 def escape(value: str) -> str:
   """Markdown that shows `value` as plain text, in a table too."""
   return re.sub(r'([\\`*\[\]<>|&~])', r'\\\1', plain(value))
-
-
-def _thinned(counts: Sequence[int]) -> list[int]:
-  """At most _COLUMNS counts, the first and last among them, closer early on."""
-  if len(counts) <= _COLUMNS:
-    return list(counts)
-  places = np.geomspace(1, len(counts), _COLUMNS).round().astype(int) - 1
-  return [counts[place] for place in sorted(set(places.tolist()))]
