@@ -6,6 +6,7 @@ import fnmatch
 import re
 
 from tttnn.corpus import jsonl
+from tttnn.corpus import tasks as tasks_lib
 from tttnn.corpus import tokenizer as tokenizer_lib
 
 UNLABELLED = 'unlabelled'
@@ -17,7 +18,8 @@ class Document:
 
   Attributes:
     doc_id: as given, else the 0-based line number over all files.
-    task: its domain, `meta.pile_set_name`.
+    task: its domain, `meta.pile_set_name`; one of the Pile's by its canonical
+      name.
     text: all of it.
   """
 
@@ -55,8 +57,9 @@ def read(spec: str, *, tasks: str = '', limit: int = 0) -> list[Document]:
     limit: at most this many, after the choice of tasks; 0 takes all.
 
   Raises:
-    ValueError: for what `jsonl` refuses, a doc_id that comes twice or is not a
-      string or integer, or a choice that leaves nothing.
+    ValueError: for what `jsonl` refuses, a domain that is not a string, a
+      doc_id that comes twice or is not a string or integer, or a choice that
+      leaves nothing.
   """
   patterns = [p.strip() for p in tasks.split(',') if p.strip()]
   chosen, seen = [], {}
@@ -127,6 +130,12 @@ def _documents(spec: str) -> Iterator[tuple[Document, str]]:
           f'{place}: doc_id {doc_id!r} is neither a string nor an integer'
         )
       meta = record.get('meta') or {}
-      task = meta.get('pile_set_name', UNLABELLED)
+      domain = meta.get('pile_set_name')
+      domain = UNLABELLED if domain is None else domain
+      if not isinstance(domain, str):
+        raise ValueError(
+          f'{place}: meta.pile_set_name {domain!r} is not a string'
+        )
+      task = tasks_lib.canonical(domain)
       yield Document(doc_id, task, record['text']), place
       number += 1

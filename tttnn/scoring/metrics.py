@@ -18,32 +18,10 @@ import math
 
 import numpy as np
 
-# Percent of the Pile's bytes in each of its domains (Gao et al., "The Pile",
-# 2020, table 1); `meta.pile_set_name` is the key.
-PILE_WEIGHTS = {
-  'ArXiv': 8.96,
-  'BookCorpus2': 0.75,
-  'Books3': 12.07,
-  'DM Mathematics': 1.24,
-  'Enron Emails': 0.14,
-  'EuroParl': 0.73,
-  'FreeLaw': 6.12,
-  'Github': 7.59,
-  'Gutenberg (PG-19)': 2.17,
-  'HackerNews': 0.62,
-  'NIH ExPorter': 0.30,
-  'OpenSubtitles': 1.55,
-  'OpenWebText2': 10.01,
-  'PhilPapers': 0.38,
-  'Pile-CC': 18.11,
-  'PubMed Abstracts': 3.07,
-  'PubMed Central': 14.40,
-  'StackExchange': 5.13,
-  'USPTO Backgrounds': 3.65,
-  'Ubuntu IRC': 0.88,
-  'Wikipedia (en)': 1.53,
-  'YoutubeSubtitles': 0.60,
-}
+from tttnn.corpus import tasks
+
+# Domain -> percent of the Pile's bytes.
+PILE_WEIGHTS = {task.domain: task.weight for task in tasks.TASKS}
 
 
 @dataclasses.dataclass(frozen=True)
