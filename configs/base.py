@@ -226,8 +226,22 @@ def get_config() -> ml_collections.ConfigDict:
     # least twice as many, else the first half; 0: the model's context.
     split_prefix=0,
     at='all',  # Neighbour counts to score at, as '0,1,5,10', or 'all' (Q13).
-    tasks='',  # Globs of domains (meta.pile_set_name); '': every document.
-    limit=0,  # The first documents of the file; 0: all.
+    # Globs of domains (meta.pile_set_name), whose documents stay in file order;
+    # '': every document. Before them come tasks of the Pile, by name: pile_all
+    # (the 22), pile_arxiv, or globs such as 'pile_pubmed-*'; each is shuffled
+    # as in the original, with seed 1216 (Q26).
+    tasks='',
+    # Share of each pile_ task's documents after the shuffle; the original: 0.2
+    # (Q47).
+    portion=1.0,
+    limit=0,  # The first documents of this choice; 0: all.
+    # This process evaluates every world_size-th document of each pile_ task and
+    # of all others together, from number rank on.
+    rank=0,
+    world_size=1,
+    # A pile_ task that is named and of which there is no document, or of which
+    # the portion leaves none: error | allow.
+    missing_tasks='error',
     # Documents between two checkpoints of what is carried on.
     checkpoint_every=10,
   )

@@ -1,11 +1,14 @@
 """Which documents are read, and what a protocol makes of them."""
 
 import json
+import random
 
 import pytest
 
 from tests import tiny
+from tttnn.corpus import choice
 from tttnn.corpus import documents
+from tttnn.corpus import tasks
 from tttnn.corpus import tokenizer as tokenizer_lib
 
 
@@ -51,12 +54,127 @@ def test_tasks_and_limit_choose(tmp_path):
     for i, name in enumerate(['Pile A', 'Pile B', 'Other', 'Pile A'])
   ]
   spec = write(tmp_path / 'a.jsonl', *records)
-  texts = [d.text for d in documents.read(spec, tasks='Pile*', limit=2)]
-  assert texts == ['0', '1']
-  texts = [d.text for d in documents.read(spec, tasks='Other,*A')]
-  assert texts == ['0', '2', '3']
+  assert texts_of(spec, tasks='Pile*', limit=2) == ['0', '1']
+  assert texts_of(spec, tasks='Other,*A') == ['0', '2', '3']
   with pytest.raises(ValueError, match='none of the 4 documents'):
-    documents.read(spec, tasks='pile*')
+    texts_of(spec, tasks='pile*')
+
+
+def texts_of(spec, **fields):
+  return [d.text for d in documents.read(spec, choice.Choice(**fields))]
+
+
+# As the Pile's paper and its mirrors write them, one a task, in order.
+SPELLINGS = (
+  'arXiv',
+  'Book Corpus 2',
+  'books3',
+  'Math: DM Mathematics',
+  'Enron',
+  'Europarl',
+  'Free Law',
+  'GitHub',
+  'Project Gutenberg',
+  'Hacker News',
+  'NIH ExPORTER',
+  'Open Subtitles',
+  'Open WebText 2',
+  'Phil Papers',
+  'Pile CC',
+  'Pubmed Abstracts',
+  'Pubmed Central',
+  'Stack Exchange',
+  'UbuntuIRC',
+  'USPTO',
+  'wikipedia (EN)',
+  'YouTubeSubtitles',
+)
+
+
+def pile(path, counts):
+  """A file of (domain, count): texts 'domain 0', 'domain 1', ..., in turns."""
+  return write(
+    path,
+    *(
+      {'text': f'{domain} {i}', 'meta': {'pile_set_name': domain}}
+      for i in range(max(n for _, n in counts))
+      for domain, n in counts
+      if i < n
+    ),
+  )
+
+
+@pytest.mark.parametrize('first', [0, 1])
+def test_tasks_of_the_pile_are_drawn_under_either_spelling(tmp_path, first):
+  own = [task.domain for task in tasks.TASKS]
+  mixed = [
+    ((own[i], SPELLINGS[i])[(i + first) % 2], 5 + i) for i in range(len(own))
+  ]
+  spec = pile(tmp_path / 'a.jsonl', [('Ours', 9), *reversed(mixed)])
+  found = documents.read(spec, choice.Choice('pile_all', portion=0.2))
+  expected = []
+  for domain, n in mixed:
+    texts = [f'{domain} {i}' for i in range(n)]
+    random.Random(1216).shuffle(texts)
+    expected += texts[: int(0.2 * n)]
+  assert [d.text for d in found] == expected
+  assert list(dict.fromkeys(d.task for d in found)) == own
+  # The id is the line, which is where the text stands.
+  with open(spec, encoding='utf-8') as file:
+    lines = file.readlines()
+  for document in found:
+    assert json.loads(lines[document.doc_id])['text'] == document.text
+
+
+def test_a_domain_is_found_as_its_file_writes_it(tmp_path):
+  spec = pile(tmp_path / 'a.jsonl', [('GitHub', 2), ('StackExchange', 1)])
+  assert texts_of(spec, tasks='GitHub') == ['GitHub 0', 'GitHub 1']
+  assert texts_of(spec, tasks='Github') == ['GitHub 0', 'GitHub 1']
+  assert texts_of(spec, tasks='Stack Exchange') == ['StackExchange 0']
+  assert texts_of(spec, tasks='Git*', limit=1) == ['GitHub 0']
+
+
+def test_processes_share_the_documents(tmp_path):
+  spec = pile(tmp_path / 'a.jsonl', [('ArXiv', 7), ('Ours', 5)])
+  for fields in ({}, {'tasks': 'pile_arxiv,Ours'}, {'limit': 6}):
+    everything = texts_of(spec, **fields)
+    parts = [
+      texts_of(spec, rank=rank, world_size=3, **fields) for rank in range(3)
+    ]
+    assert sorted(sum(parts, [])) == sorted(everything)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 2
+  with pytest.raises(ValueError, match='eval.rank=12 of eval.world_size=13'):
+    texts_of(spec, rank=12, world_size=13)
+
+
+def test_missing_tasks_are_named_with_their_domain(tmp_path):
+  spec = pile(tmp_path / 'a.jsonl', [('ArXiv', 7), ('Enron', 4)])
+  with pytest.raises(
+    ValueError, match=r'no document of pile_books3 \(Books3\), pile_uspto \(US'
+  ):
+    texts_of(spec, tasks='pile_arxiv,pile_books3,pile_upsto')
+  with pytest.raises(ValueError, match=r'0.2 leaves .* pile_enron \(4 doc'):
+    texts_of(spec, tasks='pile_*', portion=0.2)
+  allowed = {'missing_tasks': 'allow', 'portion': 0.2}
+  assert texts_of(spec, tasks='pile_all', **allowed) == ['ArXiv 2']
+  with pytest.raises(ValueError, match='eval.portion=0.2 leave no document'):
+    texts_of(spec, tasks='pile_enron', **allowed)
+  with pytest.raises(ValueError, match='none of the 11 documents'):
+    texts_of(spec, tasks='pile_books3', missing_tasks='allow')
+
+
+def test_a_domain_is_a_string_or_absent(tmp_path):
+  spec = write(tmp_path / 'a.jsonl', {'text': 'a', 'meta': None})
+  assert documents.read(spec)[0].task == documents.UNLABELLED
+  meta = {'pile_set_name': None}
+  spec = write(tmp_path / 'a.jsonl', {'text': 'a', 'meta': meta})
+  assert documents.read(spec)[0].task == documents.UNLABELLED
+  meta = {'pile_set_name': ['a']}
+  spec = write(tmp_path / 'a.jsonl', {'text': 'a', 'meta': meta})
+  with pytest.raises(
+    ValueError, match=r"a.jsonl:1: meta.pile_set_name \['a'\]"
+  ):
+    documents.read(spec)
 
 
 @pytest.mark.parametrize(

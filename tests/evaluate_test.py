@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -363,6 +364,44 @@ def test_carried_state_makes_rows_depend_on_the_documents_before(
     assert rows[first]['log_likelihood'] == pytest.approx(
       fresh[first]['log_likelihood'], rel=1e-5
     )
+
+
+def test_processes_share_documents_and_carry_on_for_themselves(world, tmp_path):
+  fields = {'eval__world_size': 2, 'eval__rank': 1}
+  config = changed(world, ttt__optimizer_state='carry', **fields)
+  jobs.run(config, str(tmp_path))
+  rows = rows_of(tmp_path)
+  assert [row['doc_id'] for row in rows] == list(range(1, COUNT, 2))
+  config.eval.rank = 0
+  with pytest.raises(ValueError, match='eval.rank: 1 there, 0 now'):
+    jobs.run(config, str(tmp_path))
+  # Without carried state both may write their rows to one file.
+  for rank in (0, 1):
+    config = changed(world, method='base', eval__world_size=2, eval__rank=rank)
+    jobs.run(config, str(tmp_path / 'base'))
+    with open(tmp_path / 'base' / 'summary.json') as file:
+      assert json.load(file)['documents'] == COUNT / 2
+  assert len(rows_of(tmp_path / 'base')) == COUNT
+
+
+def test_tasks_of_the_pile_go_in_the_originals_order(world, tmp_path):
+  texts = tiny.documents(8, seed=4)
+  path = tiny.write_jsonl(tmp_path / 'pile.jsonl', texts, ('Github', 'arXiv'))
+  config = changed(
+    world,
+    method='base',
+    eval__documents=path,
+    eval__tasks='pile_github,pile_arxiv',
+    eval__portion=0.5,
+  )
+  jobs.run(config, str(tmp_path / 'w'))
+  order = list(range(4))
+  random.Random(1216).shuffle(order)
+  rows = rows_of(tmp_path / 'w')
+  assert [(row['task'], row['doc_id']) for row in rows] == [
+    *(('ArXiv', 2 * i) for i in order[:2]),
+    *(('Github', 2 * i + 1) for i in order[:2]),
+  ]
 
 
 def test_rerunning_a_finished_run_changes_nothing(world, finished):

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 import dataclasses
-import fnmatch
 import re
 
+from tttnn.corpus import choice as choice_lib
 from tttnn.corpus import jsonl
 from tttnn.corpus import tasks as tasks_lib
 from tttnn.corpus import tokenizer as tokenizer_lib
@@ -48,21 +48,17 @@ class Case:
   num_words: int
 
 
-def read(spec: str, *, tasks: str = '', limit: int = 0) -> list[Document]:
-  """The documents of the files `spec`, in file order.
-
-  Args:
-    spec: comma-separated paths or globs.
-    tasks: comma-separated globs of domains; '' takes every document.
-    limit: at most this many, after the choice of tasks; 0 takes all.
+def read(
+  spec: str, choice: choice_lib.Choice = choice_lib.ALL
+) -> list[Document]:
+  """The chosen documents of the files `spec`, in the order of evaluation.
 
   Raises:
     ValueError: for what `jsonl` refuses, a domain that is not a string, a
-      doc_id that comes twice or is not a string or integer, or a choice that
-      leaves nothing.
+      doc_id that comes twice or is not a string or integer, a task that is
+      missing, or a choice that leaves nothing.
   """
-  patterns = [p.strip() for p in tasks.split(',') if p.strip()]
-  chosen, seen = [], {}
+  wanted, seen = [], {}
   for document, place in _documents(spec):
     if document.doc_id in seen:
       raise ValueError(
@@ -70,17 +66,21 @@ def read(spec: str, *, tasks: str = '', limit: int = 0) -> list[Document]:
         f'at {seen[document.doc_id]}'
       )
     seen[document.doc_id] = place
-    if patterns and not any(
-      fnmatch.fnmatchcase(document.task, pattern) for pattern in patterns
-    ):
-      continue
-    if not limit or len(chosen) < limit:
-      chosen.append(document)
-  if not chosen:
+    if len(wanted) < choice.most and choice.wants(document.task):
+      wanted.append(document)
+  positions = choice_lib.choose(choice, [d.task for d in wanted])
+  if not wanted:
     raise ValueError(
-      f'none of the {len(seen)} documents of {spec} is of eval.tasks={tasks!r}'
+      f'none of the {len(seen)} documents of {spec} is of '
+      f'eval.tasks={choice.tasks!r}'
     )
-  return chosen
+  if not positions:
+    raise ValueError(
+      f'{spec}: eval.tasks={choice.tasks!r} and eval.portion={choice.portion} '
+      f'leave no document for eval.rank={choice.rank} of '
+      f'eval.world_size={choice.world_size}'
+    )
+  return [wanted[i] for i in positions]
 
 
 def apply_protocol(

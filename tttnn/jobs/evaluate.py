@@ -19,6 +19,7 @@ from tttnn import estimate
 from tttnn import language_model
 from tttnn import prefetch
 from tttnn import summary
+from tttnn.corpus import choice as choice_lib
 from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import jsonl
 from tttnn.jobs import neighbors
@@ -33,6 +34,8 @@ from tttnn.scoring import rolling
 
 METHODS = ('base', 'ttt')
 _BATCH = 64  # Documents of one search.
+# What chooses documents, and their order.
+_CHOOSE = ('tasks', 'portion', 'limit', 'rank', 'world_size')
 
 
 def run(config, workdir: str) -> None:
@@ -43,9 +46,7 @@ def run(config, workdir: str) -> None:
       directory that holds another run.
   """
   counts = neighbor_counts(config)
-  documents = documents_lib.read(
-    config.eval.documents, tasks=config.eval.tasks, limit=config.eval.limit
-  )
+  documents = documents_lib.read(config.eval.documents, choice(config))
   if config.dry_run:
     _dry_run(config, counts, documents)
     return
@@ -70,6 +71,18 @@ def run(config, workdir: str) -> None:
   results.close()
   rows = [results.rows[document.doc_id] for document in documents]
   summary.write(config, workdir, rows)
+
+
+def choice(config) -> choice_lib.Choice:
+  """Which documents are evaluated; `ValueError` for a wrong setting."""
+  return choice_lib.Choice(
+    tasks=config.eval.tasks,
+    portion=config.eval.portion,
+    limit=config.eval.limit,
+    rank=config.eval.rank,
+    world_size=config.eval.world_size,
+    missing_tasks=config.eval.missing_tasks,
+  )
 
 
 def neighbor_counts(config) -> set[int]:
@@ -115,7 +128,7 @@ def identity(config) -> dict:
   chosen['seed'] = config.seed
   chosen['eval.at'] = config.eval.at
   if config.ttt.optimizer_state == 'carry' or not config.ttt.reset_weights:
-    chosen |= {'eval.tasks': config.eval.tasks, 'eval.limit': config.eval.limit}
+    chosen |= {f'eval.{key}': config.eval[key] for key in _CHOOSE}
   settings = config.ttt.to_dict()
   del settings['batch_documents']  # Changes no number.
   chosen |= {f'ttt.{key}': value for key, value in settings.items()}
