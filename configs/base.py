@@ -187,6 +187,28 @@ def get_config() -> ml_collections.ConfigDict:
     # themselves in the store; the next nearest take their place.
     exclude_self=False,
   )
+  config.selection = _section(
+    # Which neighbours to adapt to, retrieval.neighbors of a pool: knn (the
+    # nearest) | sift (Huebotter et al. 2025, arXiv 2410.08020) | frank_wolfe
+    # (HullFT: Khamis & Maalouf 2026, arXiv 2605.30337) | random |
+    # farthest_first (the nearest in reverse, as Hardt & Sun 2024 tried).
+    name='knn',
+    # Nearest neighbours that the others than knn and farthest_first pick from;
+    # 200 as both papers have it.
+    pool=200,
+    **{
+      # Of sift, variance of the noise: the smaller, the less alike are its
+      # picks; the larger, the nearer. 0.01 is its authors' default, Khamis &
+      # Maalouf run it with 0.2.
+      'lambda': 0.01
+    },
+    # Of sift, keep picks while sigma_n <= 1 / (alpha n); its paper has 0.15 to
+    # 0.5; 0: keep all.
+    alpha=0.0,
+    # Train on repetitions of a text one after another, in the order of the
+    # first ones, so that they can share gradients; frank_wolfe does anyway.
+    group_repeats=False,
+  )
   config.method = 'ttt'  # base | ttt
   config.ttt = _section(
     learning_rate=2e-5,  # Hardt & Sun: 2e-5 for GPT-2, 5e-6 for GPT-Neo.

@@ -1,0 +1,100 @@
+"""Inner products of queries and of their candidates, as vectors of length 1.
+
+Which of two near-copies is the better one hangs on digits that float32 lacks:
+their products with a query differ by less than its rounding. So this is
+float64, which accelerators lack or are slow at, and it is on the host.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+from concurrent import futures
+import functools
+import os
+from typing import TypeVar
+
+import numpy as np
+import threadpoolctl
+
+T = TypeVar('T')
+
+
+def each(
+  function: Callable[[np.ndarray, np.ndarray, np.ndarray], T],
+  queries_QxD: np.ndarray,
+  vectors: Sequence[np.ndarray],
+) -> list[T]:
+  """What a function makes of each query, by itself, on all cores.
+
+  Args:
+    function: of cosines [M_q] of a query and its candidates, in float64, those
+      [M_q, M_q] among the candidates, and whether each differs from all before
+      it [M_q]. Threads call it.
+    queries_QxD: float32.
+    vectors: of the candidates of each query, float32 [M_q, D].
+
+  Raises:
+    ValueError: for vectors of another width, and one that has no direction.
+  """
+
+  def one(number):
+    query_D, vectors_MxD = queries_QxD[number], vectors[number]
+    products = _products(query_D, vectors_MxD, number)
+    return function(*products, ~_repeated(vectors_MxD))
+
+  # A thread a query: BLAS would wait for its own at each product, and what one
+  # thread of it computes is the same on every number of cores.
+  with (
+    _blas().limit(limits=1, user_api='blas'),
+    futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
+  ):
+    return list(threads.map(one, range(len(queries_QxD))))
+
+
+def _products(
+  query_D: np.ndarray, vectors_MxD: np.ndarray, number: int
+) -> tuple[np.ndarray, np.ndarray]:
+  if vectors_MxD.shape[1:] != query_D.shape:
+    raise ValueError(
+      f'query {number} has shape {list(query_D.shape)}, its candidates '
+      f'{list(vectors_MxD.shape)}'
+    )
+  query_D = query_D.astype(np.float64)
+  vectors_MxD = vectors_MxD.astype(np.float64)
+  square = query_D @ query_D
+  gram_MxM = vectors_MxD @ vectors_MxD.T  # BLAS computes one triangle.
+  squares_M = np.diagonal(gram_MxM)
+  if not 0 < square < np.inf:
+    raise ValueError(f'query {number} has no direction, {_squared(square)}')
+  bad_M = np.flatnonzero(~((squares_M > 0) & (squares_M < np.inf)))
+  if bad_M.size:
+    raise ValueError(
+      f'candidate {bad_M[0]} of query {number} has no direction, '
+      f'{_squared(squares_M[bad_M[0]])}'
+    )
+  scale_M = 1 / np.sqrt(squares_M)
+  cosines_M = vectors_MxD @ query_D * (scale_M / np.sqrt(square))
+  gram_MxM *= scale_M
+  gram_MxM *= scale_M[:, None]
+  return cosines_M, gram_MxM
+
+
+def _squared(square: float) -> str:
+  return f'its squared length is {square}'
+
+
+def _repeated(vectors_MxD: np.ndarray) -> np.ndarray:
+  """Whether a vector equals an earlier one [M]."""
+  repeated_M = np.zeros(len(vectors_MxD), bool)
+  # Few share their first number, so few have to be compared.
+  values, counts = np.unique(vectors_MxD[:, 0], return_counts=True)
+  seen = set()
+  for i in np.flatnonzero(np.isin(vectors_MxD[:, 0], values[counts > 1])):
+    key = vectors_MxD[i].tobytes()
+    repeated_M[i] = key in seen
+    seen.add(key)
+  return repeated_M
+
+
+@functools.cache
+def _blas() -> threadpoolctl.ThreadpoolController:
+  return threadpoolctl.ThreadpoolController()
