@@ -40,6 +40,18 @@ def test_known_keys_pass():
   settings.check_keys(['main', '--config.ttt.stride=1', '--workdir=x'])
 
 
+def test_keys_that_python_reserves_are_quoted():
+  given = ['main', '--config.a.lambda=b.c.lambda=1', '-config.lambda', '2']
+  other = ['--config=a.lambda', '--config.a.lambdas=1', '--workdir=a.lambda']
+  assert settings.quoted(given + other) == [
+    'main',
+    '--config.a["lambda"]=b.c.lambda=1',
+    '-config["lambda"]',
+    '2',
+    *other,
+  ]
+
+
 def test_workdir_is_expanded_in_paths():
   config = base.get_config()
   config.corpus.train = '{workdir}/a,{workdir}/b'
@@ -105,9 +117,11 @@ def test_config_is_written_to_the_workdir(tmp_path):
     '--config=configs/report.py',
     f'--workdir={tmp_path}/w',
     '--config.report.title=A',
+    '--config.selection.lambda=0.2',  # No name in Python.
   )
   assert done.returncode == 1  # There are no results to report on.
   with open(tmp_path / 'w' / 'config.json') as file:
     config = json.load(file)
   assert config['job'] == 'report'
   assert config['report']['title'] == 'A'
+  assert config['selection']['lambda'] == 0.2

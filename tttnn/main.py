@@ -13,7 +13,11 @@ from tttnn import jobs
 from tttnn import settings
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'configs/NAME.py[:VARIANT]', lock_config=True
+  'config',
+  None,
+  'configs/NAME.py[:VARIANT]',
+  lock_config=True,
+  sys_argv=settings.quoted(sys.argv),
 )
 _WORKDIR = flags.DEFINE_string('workdir', '', "The job's output directory.")
 _DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
@@ -40,7 +44,7 @@ def parse_flags(argv: list[str]) -> list[str]:
   """absl's parser, with one line for a wrong key, type or file."""
   try:
     settings.check_keys(argv)
-    return flags.FLAGS(argv)
+    return flags.FLAGS(settings.quoted(argv))
   except AttributeError as error:  # What a locked config says to a new key.
     _fail(re.sub(r' Other fields present: .*\\n', ' ', str(error)))
   except (flags.Error, ValueError, OSError) as error:

@@ -2,7 +2,9 @@
 
 import difflib
 import json
+import keyword
 import os
+import re
 
 import ml_collections
 
@@ -28,6 +30,22 @@ def check_keys(argv: list[str]) -> None:
       raise ValueError(
         f'unknown key config.{key}; the nearest known one is config.{near[0]}'
       )
+
+
+def quoted(argv: list[str]) -> list[str]:
+  """Arguments as ml_collections takes them.
+
+  It reads a key as Python, to which `selection.lambda` is no name, though
+  `selection["lambda"]` is one.
+  """
+  pattern = re.compile(r'(--?config[\w.]*)\.(\w+)(=.*)?', re.DOTALL)
+  spelled = []
+  for argument in argv:
+    match = pattern.fullmatch(argument)
+    if match and keyword.iskeyword(match[2]):
+      argument = f'{match[1]}["{match[2]}"]{match[3] or ""}'
+    spelled.append(argument)
+  return spelled
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:
