@@ -284,7 +284,7 @@ def get_config() -> ml_collections.ConfigDict:
   )
   config.benchmark = _section(
     # What is measured: ttt (adapting to neighbours) | embed (embedding texts) |
-    # search (finding neighbours).
+    # search (finding neighbours) | select (choosing among them).
     name='ttt',
     # The script of another program that does the same, and the interpreter
     # that has its packages; '': none, and this one.
@@ -293,7 +293,8 @@ def get_config() -> ml_collections.ConfigDict:
     # ttt: small-1024 | small-128 (GPT-2 small, documents of so many tokens) |
     # tiny | mini; linear cost is shown on the last of them. embed: small (6
     # layers of 384) | base (12 of 768) | long (small, 2048 tokens) | mini.
-    # search: full (200,000 vectors, and a host of 1,000,000) | mini.
+    # search: full (200,000 vectors, and a host of 1,000,000) | mini. select:
+    # full (64 pools of 200, 50 picks, 1024 dimensions) | mini.
     shapes='small-1024,small-128,tiny',
     texts='',  # Of `embed`, JSONL paths or globs; '': the built-in corpus.
     documents=0,  # 0: the shape's own, as neighbors.

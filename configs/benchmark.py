@@ -5,9 +5,10 @@ python -m tttnn.main --config=configs/benchmark.py:ttt --workdir=/tmp/benchmark
 What is measured: `ttt`, adapting to neighbours; `embed`, embedding texts, those
 of --config.benchmark.texts='/tmp/texts/*.jsonl' or of the built-in corpus;
 `search`, the search host and search on the devices, beside faiss and the
-original's server. Each takes up to ten minutes on two cores, which should have
-nothing else to do, and under eight with an accelerator. benchmark.py:ttt,short
-(embed,short and search,short likewise) shows in a minute that it works.
+original's server; `select`, choosing among neighbours. Each takes up to ten
+minutes on two cores, which should have nothing else to do, and under eight with
+an accelerator. benchmark.py:ttt,short (embed,short, search,short and
+select,short likewise) shows in a minute that it works.
 """
 
 import os
@@ -22,11 +23,13 @@ _RIVALS = os.path.join(
 _SHAPES = {
   'embed': 'small,base,long',
   'search': 'full',
+  'select': 'full',
   'ttt': 'small-1024,small-128,tiny',
 }
 _SCRIPTS = {
   'embed': 'embed_torch.py',
   'search': 'search_connection.py',
+  'select': 'select_dense.py',
   'ttt': 'ttt_torch.py',
 }
 

@@ -14,6 +14,8 @@ from tttnn.benchmarks import embed
 from tttnn.benchmarks import embed_report
 from tttnn.benchmarks import search
 from tttnn.benchmarks import search_report
+from tttnn.benchmarks import select
+from tttnn.benchmarks import select_report
 from tttnn.benchmarks import ttt
 from tttnn.benchmarks import ttt_report
 from tttnn.reporting import plots
@@ -23,6 +25,7 @@ from tttnn.reporting import tables
 BENCHMARKS = {
   'embed': (embed, embed_report),
   'search': (search, search_report),
+  'select': (select, select_report),
   'ttt': (ttt, ttt_report),
 }
 
