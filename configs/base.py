@@ -229,6 +229,10 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer_state='fresh',
     reset_weights=True,  # False: documents adapt one on top of another (Q10).
     dropout=False,  # At the rates of the model's config.json, seeded (Q4).
+    # A text that comes several times in a row, as selections may want it: every
+    # so many of its steps make a gradient, the others use it again (Khamis &
+    # Maalouf 2026). 1: all make their own. Above it max_windows must be 1.
+    gradient_reuse=1,
     # full | lora | mlp_out (the layers out of the MLPs) | last:N (blocks). With
     # all but `full`, documents share what does not train.
     trainable='full',

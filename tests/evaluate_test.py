@@ -69,7 +69,9 @@ def rows_of(workdir):
 
 
 def timeless(rows):
-  return [{k: v for k, v in row.items() if k != 'seconds'} for row in rows]
+  return [
+    {k: v for k, v in row.items() if not k.endswith('seconds')} for row in rows
+  ]
 
 
 def command(config, workdir, **popen):

@@ -40,12 +40,12 @@ def works(count, settings_):
     sizes = rng.integers(0, 250, 3).tolist() + [0, CONTEXT + 1]
     neighbors = [ttt_test.random_tokens(n, n) for n in sizes]
     document = ttt_test.random_tokens(int(rng.integers(0, 300)), key)
+    windows = rolling.windows(document, CONTEXT, ttt_test.EOT)
     made.append(
       schedule.Work(
         key=key,
-        document=rolling.windows(document, CONTEXT, ttt_test.EOT),
+        scored=dict.fromkeys({0, 2, 5}, windows),
         neighbors=[ttt.windows(tokens, settings_) for tokens in neighbors],
-        counts={0, 2, 5},
       )
     )
   return made
@@ -62,7 +62,7 @@ def make_pool(model, settings_, what=FULL, **kwargs):
   if mesh := kwargs.get('mesh'):
     params = sharding.shard(params, mesh)
   frozen, trained = trainable.split(params, what, seed=0)
-  adaptation = ttt.Adaptation(model.cross_entropy, settings_)
+  adaptation = ttt_test.make_adaptation(model, settings_)
   return pool_lib.Pool(adaptation, frozen, trained, context=CONTEXT, **kwargs)
 
 

@@ -53,8 +53,10 @@ def score(model, params, windows):
   total = 0.0
   for window in windows:
     size = buckets.padded(len(window.inputs), model.context)
-    tokens, targets, weights = (x[None] for x in rolling.pad(window, size))
-    total -= float(model.cross_entropy(params, tokens, targets, weights))
+    tokens, targets = (x[None] for x in rolling.pad(window, size))
+    scores = model.log_likelihood(params, tokens, targets)[0]
+    end = len(window.inputs)
+    total += float(scores[end - len(window.targets) : end].sum())
   return total
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from tttnn.corpus import buckets
 from tttnn.methods import schedule
+from tttnn.methods import ttt
 from tttnn.scoring import rolling
 
 CONTEXT = 1024
@@ -15,15 +16,17 @@ CONTEXT = 1024
 def make_work(lengths, document=0):
   return schedule.Work(
     key=None,
-    document=rolling.windows([1] * document, CONTEXT, 0),
+    scored=dict.fromkeys(
+      {0, len(lengths)}, rolling.windows([1] * document, CONTEXT, 0)
+    ),
     neighbors=[[[1] * n] for n in lengths],
-    counts={0, len(lengths)},
   )
 
 
 def make_member(lengths, shard=0, slot=0, document=0):
   work = make_work(lengths, document)
-  return schedule.Member(work, shard, slot, CONTEXT, CONTEXT)
+  settings = ttt.Settings(max_length=CONTEXT, stride=CONTEXT)
+  return schedule.Member(work, shard, slot, settings, CONTEXT)
 
 
 def test_a_document_scores_and_trains_in_order():
@@ -40,17 +43,25 @@ def test_a_document_scores_and_trains_in_order():
     *((kind, 2, size, n) for kind, size, n in score),
   ]
   assert found == expected
-  values = iter([-1.0, -2.0, 0.5, 0.25, -3.0, -4.0])
+  losses = iter([0.5, 0.25])
+  values = np.arange(1024, dtype=np.float32)
   while member.actions:
     assert not member.finished
-    member.settle(member.actions.popleft(), next(values), seconds=1.0)
+    action = member.actions.popleft()
+    value = values if action.group.kind == 'score' else next(losses)
+    member.settle(action, value, seconds=1.0)
   assert member.finished
   outcome = member.outcome()
   assert outcome.at == [0, 2]
-  assert outcome.log_likelihood == [-3.0, -7.0]
+  # Of the second window the last 476 places are scored.
+  expected = [*range(1024), *range(548, 1024)]
+  for tokens in outcome.token_log_likelihood:
+    np.testing.assert_array_equal(tokens, expected)
+  assert outcome.log_likelihood == [sum(expected)] * 2
   assert outcome.train_loss == [0.5, 0.25]
   assert outcome.steps == [1, 1]
-  assert (outcome.adapt_seconds, outcome.score_seconds) == (2.0, 4.0)
+  assert outcome.adapt_seconds == [1.0, 1.0]
+  assert outcome.score_seconds == [2.0, 2.0]
 
 
 def test_a_full_group_goes_first_and_else_a_small_one():

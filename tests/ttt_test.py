@@ -6,6 +6,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+import torch
 
 from tests import tiny
 from tests import torch_loop
@@ -26,17 +27,20 @@ def make_settings(**changes) -> ttt.Settings:
   return dataclasses.replace(settings, **changes)
 
 
+def make_adaptation(model, settings) -> ttt.Adaptation:
+  return ttt.Adaptation(model.cross_entropy, model.log_likelihood, settings)
+
+
 def make_pool(model, params, settings, **kwargs) -> pool_lib.Pool:
-  adaptation = ttt.Adaptation(model.cross_entropy, settings)
+  adaptation = make_adaptation(model, settings)
   return pool_lib.Pool(adaptation, {}, params, context=CONTEXT, **kwargs)
 
 
 def make_work(document, neighbors, settings, counts=range(9), **kwargs):
   return schedule.Work(
     key=None,
-    document=rolling.windows(document, CONTEXT, EOT),
+    scored=dict.fromkeys(counts, rolling.windows(document, CONTEXT, EOT)),
     neighbors=[ttt.windows(tokens, settings) for tokens in neighbors],
-    counts=counts,
     **kwargs,
   )
 
@@ -51,7 +55,10 @@ def random_tokens(length, seed):
 
 
 def timeless(outcome):
-  return dataclasses.replace(outcome, adapt_seconds=0.0, score_seconds=0.0)
+  tokens = [scores.tolist() for scores in outcome.token_log_likelihood]
+  return dataclasses.replace(
+    outcome, token_log_likelihood=tokens, adapt_seconds=[], score_seconds=[]
+  )
 
 
 @pytest.mark.parametrize('short_windows', ['skip', 'step'])
@@ -152,6 +159,54 @@ def test_dropout_is_that_of_its_keys():
   assert one.log_likelihood[0] == without.log_likelihood[0]
 
 
+@pytest.mark.parametrize('reuse', [1, 2, 3])
+def test_a_gradient_that_is_used_again_equals_a_torch_loop(reuse):
+  model, params, reference = tiny.causal('gpt2', CONTEXT)
+  settings = make_settings(max_windows=1, gradient_reuse=reuse)
+  one, other, short = (random_tokens(n, n) for n in (40, 60, 1))
+  # The fourth of a text in a row has a gradient of its own with 3; one that
+  # comes back later is not a repeat, and one without a window takes no step.
+  neighbors = [one] * 4 + [other, other, one, short, short, one]
+  document = random_tokens(70, 99)
+  adamw = torch_loop.optimizer(reference, settings)
+  expected, before, count = [], None, 0
+  for tokens in [None, *neighbors]:
+    if tokens is not None and len(tokens) > 1:
+      count = count + 1 if tokens == before else 0
+      if count % reuse == 0:
+        adamw.zero_grad()
+        ids = torch.tensor([tokens])
+        reference(ids, labels=ids).loss.backward()
+        gradients = [p.grad.clone() for p in reference.parameters()]
+      for parameter, gradient in zip(
+        reference.parameters(), gradients, strict=True
+      ):
+        parameter.grad = gradient.clone()  # Clipping writes into it.
+      torch.nn.utils.clip_grad_norm_(reference.parameters(), settings.clip_norm)
+      adamw.step()
+    before = tokens
+    expected.append(
+      tiny.rolling_log_likelihood(reference, document, CONTEXT, EOT)
+    )
+  counts = range(len(neighbors) + 1)
+  work = make_work(document, neighbors, settings, counts)
+  alone = make_pool(model, params, settings)
+  outcome = run_one(alone, work)
+  np.testing.assert_allclose(outcome.log_likelihood, expected, rtol=1e-5)
+  assert outcome.steps == [1] * 7 + [0, 0, 1]
+  again = {1: 0, 2: 3, 3: 3}[reuse]
+  assert alone.usage['again'].rows == again
+  # In company, each document has its own gradient that is kept.
+  works = [work, make_work(document, neighbors[2:], settings), work]
+  company = make_pool(model, params, settings, slots=3)
+  together = [found for done, found in company.run(works) if done is work]
+  assert len(together) == 2
+  for found in together:
+    np.testing.assert_allclose(
+      found.log_likelihood, outcome.log_likelihood, rtol=1e-5
+    )
+
+
 def test_base_parameters_stay_as_they_are():
   model, params, _ = tiny.causal('gpt2', CONTEXT)
   before = jax.tree.map(np.array, params)
@@ -202,6 +257,8 @@ def test_windows_follow_length_stride_and_bound():
     ({'stride': 65}, 'stride=65'),
     ({'short_windows': 'drop'}, "'drop'"),
     ({'optimizer_state': 'keep'}, "'keep'"),
+    ({'gradient_reuse': 0}, 'gradient_reuse=0'),
+    ({'gradient_reuse': 2}, 'gradient_reuse=2 .*max_windows=0'),
   ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, message):

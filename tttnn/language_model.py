@@ -80,14 +80,15 @@ class LanguageModel:
   ) -> schedule.Work:
     """A text to score whole, with its neighbours' texts, nearest first.
 
-    `counts` and `number` as of `schedule.Work`, whose key is the text.
+    `counts` are those to score at, `number` is as of `schedule.Work`, whose key
+    is the text.
     """
     (tokens,) = tokenizer_lib.encode(self.tokenizer, [text])
+    windows = rolling.windows(tokens, self.context, self.start)
     return schedule.Work(
       key=text,
-      document=rolling.windows(tokens, self.context, self.start),
+      scored=dict.fromkeys(counts, windows),
       neighbors=self.trained(list(neighbors)),
-      counts=counts,
       number=number,
     )
 
@@ -160,8 +161,9 @@ class LanguageModel:
     _, trained = self._split()
     models = self.mesh.shape['model'] if self.mesh else 1
     base = estimate.num_bytes(self.params) / models
-    # What trains and its two moments.
-    own = 3 * estimate.num_bytes(trained) / models
+    # What trains, its two moments, and a gradient that is kept.
+    copies = 3 + (self.adaptation.settings.gradient_reuse > 1)
+    own = copies * estimate.num_bytes(trained) / models
     size = self.adaptation.settings.max_length
     # Gradient, activations, and what a dispatch copies out of the pool.
     row = self.pool(shards).memory(size) - base
@@ -239,7 +241,9 @@ def create(
     tokenizer=tokenizer,
     params=sharding.shard(params, mesh) if mesh else jax.device_put(params),
     trainable=trainable,
-    adaptation=ttt.Adaptation(model.cross_entropy, settings, seed),
+    adaptation=ttt.Adaptation(
+      model.cross_entropy, model.log_likelihood, settings, seed
+    ),
     context=model.context,
     start=tokenizer.eos_token_id,
     mesh=mesh,
@@ -262,7 +266,7 @@ def load(config) -> LanguageModel:
   model, params = checkpoint.load_model(path, revision=revision, dtype=dtype)
   model = dataclasses.replace(model, remat=config.model.remat)
   what = None
-  if config.method != 'base':
+  if config.method in ttt.METHODS:
     what = trainable_lib.Trainable.parse(
       config.ttt.trainable,
       config.ttt.lora_rank,

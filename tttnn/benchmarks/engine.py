@@ -102,8 +102,8 @@ class Engine(Side):
     }
     seconds = time.perf_counter() - begin
     ordered = [outcomes[number] for number in documents]
-    adapt = sum(outcome.adapt_seconds for outcome in ordered)
-    score = sum(outcome.score_seconds for outcome in ordered)
+    adapt = sum(sum(outcome.adapt_seconds) for outcome in ordered)
+    score = sum(sum(outcome.score_seconds) for outcome in ordered)
     return {
       'seconds': seconds,
       # What is left is admitting documents and waiting for the host.
@@ -170,16 +170,16 @@ class Engine(Side):
   def _work(self, number: int, neighbors: int) -> schedule.Work:
     document = self._documents[number]
     settings = self._model.adaptation.settings
+    windows = rolling.windows(
+      document['tokens'], self._model.context, self._model.start
+    )
     return schedule.Work(
       number,
-      rolling.windows(
-        document['tokens'], self._model.context, self._model.start
-      ),
+      dict.fromkeys(range(neighbors + 1), windows),
       [
         ttt.windows(tokens, settings)
         for tokens in document['neighbors'][:neighbors]
       ],
-      range(neighbors + 1),
     )
 
 

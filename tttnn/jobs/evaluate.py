@@ -231,9 +231,8 @@ def _works(
       }
       yield schedule.Work(
         key=row,
-        document=model.scored(case),
+        scored=dict.fromkeys(counts, model.scored(case)),
         neighbors=model.trained([neighbor.text for neighbor in chosen]),
-        counts=counts,
         number=neighbors.number(document),
         afresh=bool(config.eval.tasks) and document.task != task,
       )
@@ -243,8 +242,8 @@ def _works(
 def _row(row: dict, outcome: ttt.Outcome) -> dict:
   """A row of `results.jsonl`."""
   seconds = row.pop('seconds') | {
-    'adapt': outcome.adapt_seconds,
-    'score': outcome.score_seconds,
+    'adapt': sum(outcome.adapt_seconds),
+    'score': sum(outcome.score_seconds),
   }
   neighbors_, missing = row.pop('neighbors'), row.pop('missing_neighbors')
   shards = row.pop('missing_shards')
@@ -258,6 +257,8 @@ def _row(row: dict, outcome: ttt.Outcome) -> dict:
     'missing_neighbors': missing,
     **({'missing_shards': shards} if shards else {}),
     'seconds': seconds,
+    'adapt_seconds': outcome.adapt_seconds,
+    'score_seconds': outcome.score_seconds,
   }
 
 
@@ -267,10 +268,11 @@ def _say_compiling(what: str) -> None:
 
 def _say_usage(pool: pool_lib.Pool) -> None:
   names = {'step': 'training steps', 'score': 'scoring'}
-  for kind, usage in pool.usage.items():
+  for kind, name in names.items():
+    usage = pool.usage[kind]
     if usage.dispatches:
       print(
-        f'evaluate: {names[kind]}: {usage.rows / usage.dispatches:.1f} '
+        f'evaluate: {name}: {usage.rows / usage.dispatches:.1f} '
         f'documents at a time, {100 * usage.padding:.0f} % of tokens padding'
       )
 
@@ -290,7 +292,7 @@ def _dry_run(config, counts: set[int], documents) -> None:
   inputs = [window.inputs for window in scored]
   for size, count, programs in trial.sizes(inputs, model.context, pool.fine):
     document = rolling.windows([model.start] * size, size, model.start)
-    work = schedule.Work('', document, [], {0})
+    work = schedule.Work('', {0: document})
     compiling, each = trial.timed(pool, work)
     seconds += compiling * programs + each * count * len(counts)
   memory = estimate.num_bytes((model.params, pool.state))

@@ -189,7 +189,7 @@ def _rows(
 
 def _adapt(pool: pool_lib.Pool, windows: list[list[list[int]]], number: int):
   """The parameters after a step on each window of each neighbour."""
-  for _ in pool.run([schedule.Work('', [], windows, (), number)]):
+  for _ in pool.run([schedule.Work('', {}, windows, number)]):
     pass
   return pool.adapted()
 

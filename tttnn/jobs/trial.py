@@ -31,7 +31,7 @@ def training(
   for size, count, programs in sizes(
     windows, model.adaptation.settings.max_length, pool.fine
   ):
-    work = schedule.Work('', [], [[[model.start] * size]], ())
+    work = schedule.Work('', {}, [[[model.start] * size]])
     compiling, each = timed(pool, work)
     seconds += compiling * programs + each * count * scale
   return round(len(windows) * scale), seconds

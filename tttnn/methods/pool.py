@@ -62,7 +62,7 @@ class Pool:
     fine: whether lengths are padded little: on CPU, where a program compiles
       in a second or two and a lone document needs no other's length, for models
       whose steps take so long that this soon pays.
-    usage: of 'step' and of 'score'.
+    usage: by the kinds of `schedule.Group`.
   """
 
   def __init__(
@@ -107,7 +107,7 @@ class Pool:
     self.slots = slots
     large = sum(x.size for x in jax.tree.leaves((frozen, trained))) > _LARGE
     self.fine = large and slots == 1 and jax.default_backend() == 'cpu'
-    self.usage = {'step': Usage(), 'score': Usage()}
+    self.usage = {'step': Usage(), 'again': Usage(), 'score': Usage()}
     self._adaptation = adaptation
     self._frozen, self._trained = frozen, trained
     self._context, self._mesh = context, mesh
@@ -127,9 +127,14 @@ class Pool:
       self._gradient_rows, out_shardings=out and (out[0], None)
     )
     self._score = jax.jit(self._score_rows)
+    self._used = self._take if slots == 1 else jax.jit(self._take)
     self.state = jax.jit(self._start_rows, out_shardings=out)(trained)
-    # The gradient before; where there is one place, all have the same shape.
-    self._spent = jax.tree.map(jnp.copy, self.state[0]) if slots == 1 else None
+    self._keep = in_place(self._put, out_shardings=out and out[0])
+    # Gradients that were used, of every place. Where there is one place the
+    # next gradient takes this memory; else they are kept to be used again.
+    self._spent = None
+    if slots == 1 or settings.gradient_reuse > 1:
+      self._spent = jax.tree.map(jnp.copy, self.state[0])
 
   def run(
     self, works: Iterable[schedule.Work]
@@ -148,9 +153,9 @@ class Pool:
       while free and (work := next(works, None)) is not None:
         slot, shard = free.popleft()
         self._admit(work, shard, slot)
-        longest = self._adaptation.settings.max_length
+        settings = self._adaptation.settings
         members.append(
-          schedule.Member(work, shard, slot, longest, self._context, self.fine)
+          schedule.Member(work, shard, slot, settings, self._context, self.fine)
         )
       if not members:
         return
@@ -211,17 +216,10 @@ class Pool:
       self._on_compile(what)
       self._compiled.add(what)
     begin = time.monotonic()
-    if group.kind == 'step':
-      gradient, values_DxR = self._gradient(
-        self._spent, self.state, self._frozen, *rows
-      )
-      # The losses pass through, so as to be there when the step is done.
-      self.state, values_DxR = self._update(
-        self.state, gradient, values_DxR, rows[0]
-      )
-      self._spent = gradient if self.slots == 1 else None
+    if group.kind == 'score':
+      values = self._score(self.state, self._frozen, *rows)
     else:
-      values_DxR = self._score(self.state, self._frozen, *rows)
+      values = self._step(group, rows)
     taken = [
       (member, member.actions.popleft(), (shard, row))
       for shard, members in enumerate(shards)
@@ -230,9 +228,32 @@ class Pool:
     usage = self.usage[group.kind]
     usage.dispatches += 1
     usage.rows += len(taken)
-    usage.tokens += sum(action.tokens for _, action, _ in taken)
+    if group.size:
+      usage.tokens += sum(action.tokens for _, action, _ in taken)
     usage.padded += self._shards * width * group.size
-    return _Flight(taken, values_DxR, begin)
+    return _Flight(taken, values, begin)
+
+  def _step(self, group: schedule.Group, rows) -> jax.Array:
+    """Takes a step of some documents; its losses [D, R], if it makes any."""
+    slots_DxR = rows[0]
+    if group.kind == 'again':
+      gradient = self._used(self._spent, slots_DxR)
+      losses_DxR = np.zeros(slots_DxR.shape, np.float32)
+    else:
+      # What is kept of several places is not there to be written over.
+      spent = self._spent if self.slots == 1 else None
+      gradient, losses_DxR = self._gradient(
+        spent, self.state, self._frozen, *rows
+      )
+    # The losses pass through, so as to be there when the step is done.
+    self.state, losses_DxR = self._update(
+      self.state, gradient, losses_DxR, slots_DxR
+    )
+    if self.slots == 1:
+      self._spent = gradient
+    elif self._spent is not None and group.kind == 'step':
+      self._spent = self._keep(self._spent, slots_DxR, gradient)
+    return losses_DxR
 
   def _rows(
     self,
@@ -248,10 +269,11 @@ class Pool:
       length_DxR = np.ones(shape, np.int32)
       number_DxRx2 = np.zeros((*shape, 2), np.uint32)
       arrays = [slots_DxR, tokens_DxRxT, length_DxR, number_DxRx2]
-    else:
+    elif group.kind == 'score':
       targets_DxRxT = np.zeros((*shape, group.size), np.int32)
-      weights_DxRxT = np.zeros((*shape, group.size), np.float32)
-      arrays = [slots_DxR, tokens_DxRxT, targets_DxRxT, weights_DxRxT]
+      arrays = [slots_DxR, tokens_DxRxT, targets_DxRxT]
+    else:
+      arrays = [slots_DxR]
     for shard, members in enumerate(shards):
       for row, member in enumerate(members):
         at, action = (shard, row), member.actions[0]
@@ -260,9 +282,9 @@ class Pool:
           tokens_DxRxT[at][: action.tokens] = action.window
           length_DxR[at] = action.tokens
           number_DxRx2[at] = member.work.number, action.number
-        else:
+        elif group.kind == 'score':
           padded = rolling.pad(action.window, group.size)
-          tokens_DxRxT[at], targets_DxRxT[at], weights_DxRxT[at] = padded
+          tokens_DxRxT[at], targets_DxRxT[at] = padded
     if self._mesh is None:
       return tuple(arrays)
     over_data = jax.sharding.NamedSharding(self._mesh, _P('data'))
@@ -306,15 +328,9 @@ class Pool:
     rows = self._each(self._adaptation.update, 0)(rows, gradient)
     return self._put(state, slots_DxR, rows), losses_DxR
 
-  def _score_rows(
-    self, state, frozen, slots_DxR, tokens_DxRxT, targets_DxRxT, weights_DxRxT
-  ):
+  def _score_rows(self, state, frozen, slots_DxR, tokens_DxRxT, targets_DxRxT):
     return self._each(self._adaptation.score, 1)(
-      frozen,
-      self._take(state, slots_DxR),
-      tokens_DxRxT,
-      targets_DxRxT,
-      weights_DxRxT,
+      frozen, self._take(state, slots_DxR), tokens_DxRxT, targets_DxRxT
     )
 
   def _each(self, function: Callable, shared: int) -> Callable:
@@ -382,17 +398,17 @@ def _memory(lowered) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Flight:
-  """A dispatch that is on its way."""
+  """A dispatch that is on its way; `values` are [D, R, ...]."""
 
   taken: list[tuple[schedule.Member, schedule.Action, tuple[int, int]]]
-  values_DxR: jax.Array
+  values: jax.Array
   begin: float
 
   def land(self, clock: float) -> float:
     """Waits for it; tells its members. `clock` is when the last one landed."""
-    values_DxR = np.asarray(self.values_DxR)
+    values = np.asarray(self.values)
     now = time.monotonic()
     seconds = (now - max(clock, self.begin)) / len(self.taken)
     for member, action, at in self.taken:
-      member.settle(action, values_DxR[at], seconds)
+      member.settle(action, values[at], seconds)
     return now

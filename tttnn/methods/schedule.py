@@ -7,9 +7,10 @@ touches a device.
 """
 
 import collections
-from collections.abc import Collection
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -25,19 +26,18 @@ class Work:
 
   Attributes:
     key: what the caller knows it by.
-    document: the windows to score.
-    neighbors: the training windows of each neighbour, nearest first.
-    counts: after how many neighbours to score; 0 is the model before it
-      adapts. Counts above the number of neighbours are not reached.
+    scored: the windows to score, by the number of neighbours after which they
+      are; 0 is the model before it adapts. Counts above the number of
+      neighbours are not reached.
+    neighbors: the training windows of each neighbour, in order.
     number: that dropout's keys are made of, below 2**32.
     afresh: whether it begins with the base model where the settings would have
       it go on from the document before.
   """
 
   key: Any
-  document: Sequence[rolling.Window]
-  neighbors: Sequence[Sequence[Sequence[int]]]
-  counts: Collection[int]
+  scored: Mapping[int, Sequence[rolling.Window]]
+  neighbors: Sequence[Sequence[Sequence[int]]] = ()
   number: int = 0
   afresh: bool = False
 
@@ -47,8 +47,9 @@ class Group:
   """What one dispatch does.
 
   Attributes:
-    kind: 'step' or 'score'.
-    size: padded length of the windows, in tokens.
+    kind: 'step', 'again' (a step by the gradient of the step before) or
+      'score'.
+    size: padded length of the windows, in tokens; 0 where none is read.
   """
 
   kind: str
@@ -94,22 +95,38 @@ class Member:
     work: Work,
     shard: int,
     slot: int,
-    max_length: int,
+    settings: ttt.Settings,
     context: int,
     fine: bool = False,
   ):
     self.work = work
     self.shard = shard
     self.slot = slot
-    self.actions = collections.deque(_actions(work, max_length, context, fine))
-    self._values = collections.defaultdict(list)
+    self.actions = collections.deque(_actions(work, settings, context, fine))
+    self._losses = collections.defaultdict(list)  # By neighbour.
+    self._scores = collections.defaultdict(list)  # By neighbour count.
     self._seconds = collections.Counter()
     self._waiting = len(self.actions)
+    self._loss = math.nan  # Of the last gradient.
 
-  def settle(self, action: Action, value: float, seconds: float) -> None:
-    """Takes note of what came of an action."""
-    self._values[action.group.kind, action.count].append(float(value))
-    self._seconds[action.group.kind] += seconds
+  def settle(self, action: Action, value: np.ndarray, seconds: float) -> None:
+    """Takes note of what came of an action.
+
+    Args:
+      action: of this document; actions are settled in order.
+      value: of a step its loss; of a score the log-likelihoods of what follows
+        each token of the padded window, [T]; of 'again' nothing that counts.
+      seconds: that it took.
+    """
+    kind = action.group.kind
+    if kind == 'score':
+      end = len(action.window.inputs)
+      begin = end - len(action.window.targets)
+      self._scores[action.count].append(value[begin:end])
+    else:
+      self._loss = float(value) if kind == 'step' else self._loss
+      self._losses[action.count].append(self._loss)
+    self._seconds[kind == 'score', action.count] += seconds
     self._waiting -= 1
 
   @property
@@ -118,44 +135,49 @@ class Member:
     return not self._waiting
 
   def outcome(self) -> ttt.Outcome:
-    at = [
-      count
-      for count in range(len(self.work.neighbors) + 1)
-      if count in self.work.counts
+    neighbors = range(1, len(self.work.neighbors) + 1)
+    at = sorted(n for n in self.work.scored if n <= len(self.work.neighbors))
+    tokens = [
+      np.concatenate([np.zeros(0, np.float32), *self._scores[count]])
+      for count in at
     ]
-    losses = [
-      self._values['step', count]
-      for count in range(1, len(self.work.neighbors) + 1)
-    ]
+    losses = [self._losses[count] for count in neighbors]
     return ttt.Outcome(
       at=at,
-      # In double, one float32 a window.
-      log_likelihood=[sum(self._values['score', count], 0.0) for count in at],
+      log_likelihood=[math.fsum(of_count) for of_count in tokens],
+      token_log_likelihood=tokens,
       train_loss=[
         float(np.mean(values)) if values else 0.0 for values in losses
       ],
       steps=[len(values) for values in losses],
-      adapt_seconds=self._seconds['step'],
-      score_seconds=self._seconds['score'],
+      adapt_seconds=[self._seconds[False, count] for count in neighbors],
+      score_seconds=[self._seconds[True, count] for count in at],
     )
 
 
 def _actions(
-  work: Work, max_length: int, context: int, fine: bool
+  work: Work, settings: ttt.Settings, context: int, fine: bool
 ) -> list[Action]:
   """Everything that a document has to do, in order."""
   actions, steps = [], 0
+  before, repeats = [], 0
 
   def score(count):
-    for window in work.document if count in work.counts else ():
+    for window in work.scored.get(count, ()):
       size = buckets.padded(len(window.inputs), context, fine)
       actions.append(Action(Group('score', size), count, window))
 
   score(0)
   for count, windows in enumerate(work.neighbors, 1):
+    # Of a text that comes several times in a row, as a selection may want it.
+    repeats = repeats + 1 if windows == before else 0
+    before = windows
     for window in windows:
-      size = buckets.padded(len(window), max_length, fine)
-      actions.append(Action(Group('step', size), count, window, steps))
+      group = Group('again', 0)
+      if repeats % settings.gradient_reuse == 0:
+        size = buckets.padded(len(window), settings.max_length, fine)
+        group = Group('step', size)
+      actions.append(Action(group, count, window, steps))
       steps += 1
     score(count)
   return actions

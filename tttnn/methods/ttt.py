@@ -16,11 +16,14 @@ from typing import Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from tttnn import optim
 from tttnn.methods import trainable
 
+# Methods that take training steps.
+METHODS = ('ttt', 'dynamic_eval')
 # What a document has of its own: (what trains, the optimizer's state).
 State = tuple[Any, Any]
 
@@ -44,6 +47,7 @@ class Settings:
   optimizer_state: str = 'fresh'
   reset_weights: bool = True
   dropout: bool = False
+  gradient_reuse: int = 1
 
   @classmethod
   def create(cls, section: Mapping[str, Any]) -> Self:
@@ -61,6 +65,16 @@ class Settings:
       raise ValueError(
         f'ttt.stride={self.stride} must be 1 to ttt.max_length='
         f'{self.max_length}, or tokens would go untrained'
+      )
+    if self.gradient_reuse < 1:
+      raise ValueError(
+        f'ttt.gradient_reuse={self.gradient_reuse} must be 1 (a gradient is '
+        'used once) or more'
+      )
+    if self.gradient_reuse > 1 and self.max_windows != 1:
+      raise ValueError(
+        f'ttt.gradient_reuse={self.gradient_reuse} keeps the gradient of one '
+        f'window, but ttt.max_windows={self.max_windows}: set that to 1'
       )
     if self.short_windows not in ('skip', 'step'):
       raise ValueError(
@@ -111,11 +125,14 @@ class Adaptation:
   Attributes:
     cross_entropy: (params, tokens_BxT, targets_BxT, weights_BxT,
       dropout_key=None) -> -sum(weights * log-likelihood), in nats.
+    log_likelihood: (params, tokens_BxT, targets_BxT) -> that of each target,
+      [B, T], in nats.
     settings: how it adapts.
     seed: of dropout.
   """
 
   cross_entropy: Callable
+  log_likelihood: Callable
   settings: Settings
   seed: int = 0
 
@@ -177,14 +194,10 @@ class Adaptation:
     updates, moments = self.optimizer.update(gradient, moments, trained)
     return jax.tree.map(jnp.add, trained, updates), moments
 
-  def score(
-    self, frozen, state: State, tokens_T, targets_T, weights_T
-  ) -> jax.Array:
-    """sum(weights * log-likelihood of the targets) by the adapted model."""
+  def score(self, frozen, state: State, tokens_T, targets_T) -> jax.Array:
+    """log-likelihoods [T] of the targets by the adapted model, in nats."""
     params = trainable.combine(frozen, state[0])
-    return -self.cross_entropy(
-      params, tokens_T[None], targets_T[None], weights_T[None]
-    )
+    return self.log_likelihood(params, tokens_T[None], targets_T[None])[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,17 +207,20 @@ class Outcome:
   Attributes:
     at: the neighbour counts that were scored.
     log_likelihood: nats, one a count.
+    token_log_likelihood: nats, an array [tokens] a count.
     train_loss: mean loss of each neighbour's steps, nats a token; 0 where it
-      has no step, NaN where one of them had no target.
+      has no step, NaN where one of them had no target. A step by a gradient
+      that is used again counts with the loss of that.
     steps: of each neighbour.
-    adapt_seconds: in training steps; of a step that several documents took
-      together, an equal part.
-    score_seconds: in scoring, likewise.
+    adapt_seconds: in the steps of each neighbour; of a step that several
+      documents took together, an equal part.
+    score_seconds: in scoring at each count, likewise.
   """
 
   at: list[int]
   log_likelihood: list[float]
+  token_log_likelihood: list[np.ndarray]
   train_loss: list[float]
   steps: list[int]
-  adapt_seconds: float
-  score_seconds: float
+  adapt_seconds: list[float]
+  score_seconds: list[float]

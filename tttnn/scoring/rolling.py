@@ -45,16 +45,13 @@ def windows(tokens: Sequence[int], context: int, start: int) -> list[Window]:
   return cut
 
 
-def pad(window: Window, size: int) -> tuple[np.ndarray, ...]:
-  """(tokens [T], targets [T], weights [T]) with T = size.
+def pad(window: Window, size: int) -> tuple[np.ndarray, np.ndarray]:
+  """(tokens [T], targets [T]) with T = size, filled up at their ends.
 
-  The weight of what is scored is 1, of the rest 0.
+  The targets of what is scored stand at the last inputs; elsewhere they are 0.
   """
   used = len(window.inputs)
-  scored = slice(used - len(window.targets), used)
   tokens, targets = np.zeros((2, size), np.int32)
-  weights = np.zeros(size, np.float32)
   tokens[:used] = window.inputs
-  targets[scored] = window.targets
-  weights[scored] = 1
-  return tokens, targets, weights
+  targets[used - len(window.targets) : used] = window.targets
+  return tokens, targets
