@@ -1,7 +1,7 @@
-"""Evaluate a method on documents: evaluate.py:ttt, or evaluate.py:base.
+"""Evaluate a method on documents: evaluate.py:METHOD.
 
-evaluate.py:ttt,faithful behaves as the code of Hardt & Sun (2024) does;
-evaluate.py:ttt,clean, the clean way, is the default.
+base, ttt, dynamic_eval, in_context or interpolation. METHOD,faithful behaves as
+the code of Hardt & Sun (2024) does; METHOD,clean is the default, the clean way.
 
 python -m tttnn.main --config=configs/evaluate.py:ttt --workdir=/tmp/ttt \
   --config.model.path=/tmp/lm/export \
@@ -11,28 +11,42 @@ python -m tttnn.main --config=configs/evaluate.py:ttt --workdir=/tmp/ttt \
 
 from configs import base
 
+_METHODS = ('base', 'ttt', 'dynamic_eval', 'in_context', 'interpolation')
+
 
 def get_config(variant='ttt'):
   config = base.get_config()
   config.job = 'evaluate'
   method, *preset = variant.split(',')
-  if method not in ('base', 'ttt') or preset not in (
-    [],
-    ['clean'],
-    ['faithful'],
-  ):
+  if method not in _METHODS or preset not in ([], ['clean'], ['faithful']):
     raise ValueError(
-      f'evaluate.py:{variant}: the variants are base and ttt, and behind a '
-      'comma clean (as without it) or faithful'
+      f'evaluate.py:{variant}: the variant is one of {", ".join(_METHODS)}, '
+      'and behind a comma clean (as without it) or faithful'
     )
   config.method = method
   if preset == ['faithful']:
-    config.ttt.optimizer_state = 'carry'  # Q1
-    config.ttt.weight_decay = 0.01  # Q2
-    config.ttt.dropout = True  # Q4
-    config.ttt.short_windows = 'step'  # Q6
+    _faithful(config)
+  return config
+
+
+def _faithful(config) -> None:
+  config.ttt.optimizer_state = 'carry'  # Q1
+  config.ttt.weight_decay = 0.01  # Q2
+  config.ttt.dropout = True  # Q4
+  config.ttt.short_windows = 'step'  # Q6
+  config.eval.protocol = 'whole'  # Q14
+  config.eval.split_prefix = 1024  # Q15
+  if config.method == 'ttt':
     config.retrieval.max_distance = 4.0  # Q16
     config.eval.at = 'all'  # Q13
-    config.eval.protocol = 'whole'  # Q14
-    config.eval.split_prefix = 1024  # Q15
-  return config
+    return
+  config.retrieval.neighbors = 20
+  if config.method == 'dynamic_eval':  # Q33
+    config.eval.protocol = 'split'
+    config.dynamic_eval.steps = 20
+    config.eval.at = '0,6'
+  if config.method == 'in_context':
+    config.in_context.variant = 'as_coded'  # Q31
+    config.retrieval.max_distance = 2.3  # Q16
+  if config.method == 'interpolation':
+    config.interpolation.alpha = 'test'  # Q32

@@ -34,3 +34,11 @@ def compile_fast():
   jax.config.update('jax_disable_most_optimizations', False)
   # Or other tests would go on with these programs, which round otherwise.
   jax.clear_caches()
+
+
+@pytest.fixture(scope='session')
+def world(tmp_path_factory):
+  """See `tests/world.py`; to be changed in copies alone."""
+  from tests import world as world_lib
+
+  return world_lib.make(tmp_path_factory.mktemp('world'))

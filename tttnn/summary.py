@@ -1,5 +1,8 @@
 """`summary.json` and `summary.md`: the figures of a run, and what made them."""
 
+import collections
+from collections.abc import Iterable
+from collections.abc import Mapping
 import importlib.metadata
 import json
 import os
@@ -23,6 +26,17 @@ def write(config, workdir: str, rows: list[dict]) -> None:
     rows: of `results.jsonl`, in the documents' order.
   """
   table = metrics.aggregate(rows)
+  unit = tables.count_unit(config.method)
+  markdown, text = tables.markdown(table, unit), tables.text(table, unit)
+  distinct = _without_near_duplicates(config, rows)
+  if distinct:
+    title = (
+      f'Without the {len(rows) - distinct.all.last.documents:,} documents that '
+      'have a near-duplicate among their neighbours:'
+    )
+    cells = tables.before_after(distinct, unit)
+    markdown += f'\n{title}\n\n{tables.render_markdown(cells)}'
+    text += f'\n{title}\n\n{tables.render_text(cells)}'
   about = {
     'method': config.method,
     'protocol': config.eval.protocol,
@@ -33,12 +47,14 @@ def write(config, workdir: str, rows: list[dict]) -> None:
     'documents_with_missing_shards': sum(
       'missing_shards' in row for row in rows
     ),
+    'neighbors_removed': _total(row.get('removed', {}) for row in rows),
     'steps': sum(sum(row['steps']) for row in rows),
     'seconds_per_document': {
       part: float(np.mean([row['seconds'][part] for row in rows]))
       for part in rows[0]['seconds']
     },
     **metrics.to_json(table),
+    'without_near_duplicates': distinct and metrics.to_json(distinct),
     'config': config.to_dict(),
     'versions': versions(),
     'git_revision': git_revision(),
@@ -46,10 +62,29 @@ def write(config, workdir: str, rows: list[dict]) -> None:
   files.write_if_changed(
     os.path.join(workdir, 'summary.json'), json.dumps(about, indent=2) + '\n'
   )
-  files.write_if_changed(
-    os.path.join(workdir, 'summary.md'), tables.markdown(table)
-  )
-  print(tables.text(table))
+  files.write_if_changed(os.path.join(workdir, 'summary.md'), markdown)
+  print(text)
+
+
+def _without_near_duplicates(config, rows: list[dict]) -> metrics.Table | None:
+  """Of the rows without one; None where that is all of them, or none."""
+  share = config.eval.near_duplicate
+  if not share:
+    return None
+  distinct = [r for r in rows if not metrics.has_near_duplicate(r, share)]
+  if len(distinct) == len(rows):
+    return None
+  if not distinct:
+    print('all documents have a near-duplicate among their neighbours')
+    return None
+  return metrics.aggregate(distinct)
+
+
+def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+  total = collections.Counter()
+  for some in counts:
+    total.update(some)
+  return dict(total)
 
 
 def versions() -> dict[str, str]:

@@ -4,12 +4,15 @@ Tasks of the Pile are drawn as in the code of Hardt & Sun (2024); everything
 else goes in file order.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import fnmatch
 import functools
 import math
 import random
+from typing import Any
+from typing import Self
 
 from tttnn.corpus import tasks as tasks_lib
 
@@ -42,6 +45,12 @@ class Choice:
   rank: int = 0
   world_size: int = 1
   missing_tasks: str = 'error'
+
+  @classmethod
+  def create(cls, section: Mapping[str, Any]) -> Self:
+    """From the section `eval` of the config, which has more than this."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    return cls(**{name: section[name] for name in names})
 
   def __post_init__(self):
     if not 0 < self.portion <= 1:

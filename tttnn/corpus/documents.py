@@ -35,6 +35,7 @@ class Case:
   Attributes:
     document: where it comes from.
     query: the text that is embedded and looked up.
+    text: the text that is scored.
     tokens: of the scored text, without special tokens.
     num_bytes: UTF-8 bytes of the scored text.
     num_words: pieces of the scored text between runs of white space; blanks at
@@ -43,6 +44,7 @@ class Case:
 
   document: Document
   query: str
+  text: str
   tokens: list[int]
   num_bytes: int
   num_words: int
@@ -113,6 +115,7 @@ def _case(document, query: str, scored: str, tokens: list[int]) -> Case:
   return Case(
     document=document,
     query=query,
+    text=scored,
     tokens=tokens,
     num_bytes=len(scored.encode()),
     num_words=len(re.split(r'\s+', scored)),

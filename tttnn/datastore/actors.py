@@ -79,6 +79,10 @@ class ShardHost:
   def texts(self, ids: np.ndarray) -> list[str]:
     return self._store.corpus.texts(ids.tolist())
 
+  def vectors(self, ids: np.ndarray) -> np.ndarray:
+    """As `store.Store.gather`."""
+    return self._store.gather(ids)
+
   def state(self) -> dict[str, Any]:
     """Where it runs and what it holds: `memory` is that which is not mapped."""
     with open('/proc/self/status') as file:

@@ -125,18 +125,33 @@ class Client:
     Raises:
       ValueError: a shard is missing, or a line is not what it was.
     """
+    found = self._of_ids(ids, 'texts')
+    return [found[id_] for id_ in ids]
+
+  def vectors(self, ids: Sequence[int]) -> np.ndarray:
+    """The stored vectors of ids: float32 [len(ids), D], from their hosts.
+
+    Raises:
+      ValueError: a shard is missing, or holds no vectors.
+    """
+    found = self._of_ids(ids, 'vectors')
+    rows = [found[id_] for id_ in ids]
+    return np.reshape(rows, (-1, self._store.manifest.dim))
+
+  def _of_ids(self, ids: Sequence[int], method: str) -> dict[int, Any]:
+    """What the hosts of some ids say of each."""
     wanted = np.unique(np.asarray(ids, np.int64))
     shards = np.searchsorted(self._ends, wanted, side='right')
     asked = {
       shard: (wanted[shards == shard],) for shard in np.unique(shards).tolist()
     }
     missing = self.missing
-    answers = self._ask(asked, 'texts', whole=True)
+    answers = self._ask(asked, method, whole=True)
     self.missing = missing
-    texts = {}
+    found = {}
     for shard, (of_shard,) in asked.items():
-      texts |= zip(of_shard.tolist(), answers[shard], strict=True)
-    return [texts[id_] for id_ in ids]
+      found |= zip(of_shard.tolist(), answers[shard], strict=True)
+    return found
 
   def _ask(
     self, asked: Mapping[int, tuple], method: str, whole: bool = False

@@ -2,7 +2,7 @@
 
 A line a document: {"doc_id", "neighbors": [{"id", "distance", "text"?}]},
 nearest first, distances Euclidean. "missing_shards" names those that the search
-had to do without.
+had to do without, "seconds" what finding them took.
 """
 
 from collections.abc import Callable
@@ -67,6 +67,7 @@ class Replay:
     return retrieve.Neighbors(
       (self._neighbor(entry, row) for entry in record['neighbors'][:k]),
       record.get('missing_shards', ()),
+      record.get('seconds'),
     )
 
   def _record(self, row: int) -> dict:
@@ -118,15 +119,25 @@ class Saver:
     self._file.close()
 
 
+def record(
+  doc_id: str | int, neighbors: retrieve.Neighbors, *, texts: bool = True
+) -> dict:
+  """What a line of the file says; without `texts`, a replay needs the store."""
+  entries = [
+    {'id': n.id, 'distance': n.distance} | ({'text': n.text} if texts else {})
+    for n in neighbors
+  ]
+  found = {'doc_id': doc_id, 'neighbors': entries}
+  if neighbors.seconds is not None:
+    found['seconds'] = neighbors.seconds
+  if neighbors.missing_shards:
+    found['missing_shards'] = neighbors.missing_shards
+  return found
+
+
 def line(doc_id: str | int, neighbors: retrieve.Neighbors) -> str:
   """A line of the file, with its end."""
-  entries = [
-    {'id': n.id, 'distance': n.distance, 'text': n.text} for n in neighbors
-  ]
-  record = {'doc_id': doc_id, 'neighbors': entries}
-  if neighbors.missing_shards:
-    record['missing_shards'] = neighbors.missing_shards
-  return json.dumps(record, ensure_ascii=False) + '\n'
+  return json.dumps(record(doc_id, neighbors), ensure_ascii=False) + '\n'
 
 
 def _whole_lines(path: str) -> dict[str | int, bytes]:

@@ -43,15 +43,22 @@ class Neighbors(list[Neighbor]):
   Attributes:
     missing_shards: numbers of the shards that were not searched, as the user
       allowed; empty for a complete answer.
+    seconds: that finding them took, where that was not now; else None.
+    query_D: the query's embedding, where vectors were asked for; else None.
+    vectors_KxD: the neighbours' embeddings, likewise.
   """
 
   def __init__(
     self,
     found: Iterable[Neighbor] = (),
     missing_shards: Sequence[int] = (),
+    seconds: float | None = None,
   ):
     super().__init__(found)
     self.missing_shards = tuple(missing_shards)
+    self.seconds = seconds
+    self.query_D = None
+    self.vectors_KxD = None
 
 
 class Searcher(Protocol):
@@ -114,7 +121,7 @@ def connect(
     on_device = device_store.StoreIndex(
       store, mesh=mesh, dtype=dtype, approximate=approximate
     )
-    yield Retriever(embedder, on_device, store.corpus.texts)
+    yield Retriever(embedder, on_device, store.corpus.texts, store.gather)
     return
   shared = client_lib.default_address(store_path, index)
   with contextlib.ExitStack() as stack:
@@ -127,7 +134,18 @@ def connect(
         store_path, own, index=index, threads=threads, gpu=gpu
       )
     searcher = stack.enter_context(searcher)
-    yield Retriever(embedder, searcher, store.corpus.texts)
+    yield Retriever(embedder, searcher, store.corpus.texts, store.gather)
+
+
+def attach(
+  found: Sequence[Neighbors], queries_QxD: np.ndarray, vectors_NxD: np.ndarray
+) -> None:
+  """Gives what each query found its vectors, those of all in a row."""
+  begin = 0
+  for query_D, neighbors in zip(queries_QxD, found, strict=True):
+    neighbors.query_D = query_D
+    neighbors.vectors_KxD = vectors_NxD[begin : begin + len(neighbors)]
+    begin += len(neighbors)
 
 
 class Retriever:
@@ -142,6 +160,7 @@ class Retriever:
     embedder: embed.Embedder,
     searcher: Searcher,
     texts: Callable[[Sequence[int]], list[str]],
+    vectors: Callable[[Sequence[int]], np.ndarray],
     missing: Callable[[], Sequence[int]] = tuple,
   ):
     """Checks that store and embedder belong together.
@@ -150,6 +169,7 @@ class Retriever:
       embedder: of the queries.
       searcher: of the store.
       texts: of ids in the store.
+      vectors: of ids in the store, [len(ids), D].
       missing: shards that the last search of `searcher` did without.
 
     Raises:
@@ -159,11 +179,17 @@ class Retriever:
     self._embedder = embedder
     self._searcher = searcher
     self._texts = texts
+    self._vectors = vectors
     self._missing = missing
     self.info = searcher.info
 
   def __call__(
-    self, texts: Sequence[str], k: int, *, exclude: Sequence[str] | None = None
+    self,
+    texts: Sequence[str],
+    k: int,
+    *,
+    exclude: Sequence[str] | None = None,
+    vectors: bool = False,
   ) -> list[Neighbors]:
     """The k nearest of each text, nearest first.
 
@@ -173,17 +199,25 @@ class Retriever:
       k: how many.
       exclude: for each text, the text that its neighbours may not have; the
         next nearest take their place.
+      vectors: whether the embeddings of queries and neighbours are wanted.
 
     Raises:
-      ValueError: if the store has fewer than k documents.
+      ValueError: if the store has fewer than k documents, or does not hold the
+        vectors that are wanted.
     """
     queries_QxD = self._embedder(texts)
     if exclude is None:
-      return self._search(queries_QxD, k)
-    return [
-      self._search_others(query_D, k, unwanted)
-      for query_D, unwanted in zip(queries_QxD, exclude, strict=True)
-    ]
+      found = self._search(queries_QxD, k)
+    else:
+      found = [
+        self._search_others(query_D, k, unwanted)
+        for query_D, unwanted in zip(queries_QxD, exclude, strict=True)
+      ]
+    if vectors:
+      attach(
+        found, queries_QxD, self._vectors([n.id for f in found for n in f])
+      )
+    return found
 
   def _search(self, queries_QxD, k: int) -> list[Neighbors]:
     distances_Qxk, ids_Qxk = self._searcher.search(queries_QxD, k)

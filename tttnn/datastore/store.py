@@ -23,6 +23,7 @@ when a store is opened, and by a line's checksum when a text is read.
 
 from collections.abc import Collection
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
@@ -223,6 +224,22 @@ class Store:
     if not (index_dir(self.directory, FLAT) / INDEX).exists():
       return self.vectors(shard)
     return self._flat_vectors(shard, read_index(self.directory, FLAT))
+
+  def gather(self, ids: Sequence[int]) -> np.ndarray:
+    """The stored vectors of some ids: float32 [len(ids), D], any order.
+
+    Raises:
+      ValueError: as `vectors`.
+    """
+    ids = np.asarray(ids, np.int64)
+    ends = np.cumsum([shard.rows for shard in self.manifest.shards])
+    shards = np.searchsorted(ends, ids, side='right')
+    result = np.empty((len(ids), self.manifest.dim), np.float32)
+    for shard in np.unique(shards).tolist():
+      here = shards == shard
+      rows = ids[here] - (ends[shard] - self.manifest.shards[shard].rows)
+      result[here] = self.mapped_vectors(shard).gather(rows)
+    return result
 
   def info(self) -> dict[str, Any]:
     """What a search says of the store that it searches."""

@@ -10,6 +10,7 @@ and `.pdf`. What is there already is not measured again.
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
+import dataclasses
 import json
 import os
 import time
@@ -22,6 +23,7 @@ from tttnn import estimate
 from tttnn import files
 from tttnn import settings
 from tttnn import summary
+from tttnn.corpus import choice
 from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import jsonl
 from tttnn.datastore import check as check_lib
@@ -51,7 +53,7 @@ def run(config, workdir: str) -> None:
     store.manifest, _values(config.distances.fractions), config.seed
   )
   documents = documents_lib.read(
-    config.eval.documents, tasks=config.eval.tasks, limit=config.eval.limit
+    config.eval.documents, choice.Choice.create(config.eval)
   )
   if len(documents) < 2 or config.distances.pairs < 1:
     raise ValueError(
@@ -76,11 +78,11 @@ def identity(config, store: store_lib.Store) -> dict:
 
   The store says which embedder made its vectors.
   """
+  chosen = dataclasses.asdict(choice.Choice.create(config.eval))
   return {
     'store': store.fingerprint(),
     'eval.documents': jsonl.digest(config.eval.documents),
-    'eval.tasks': config.eval.tasks,
-    'eval.limit': config.eval.limit,
+    **{f'eval.{key}': value for key, value in chosen.items()},
     'retrieval.neighbors': config.retrieval.neighbors,
     'retrieval.exclude_self': config.retrieval.exclude_self,
     'distances.fractions': list(_values(config.distances.fractions)),

@@ -4,11 +4,10 @@ Leaves `results.jsonl`, `summary.json` and `summary.md` in the work directory;
 rerunning goes on with the documents that are missing.
 """
 
-from collections.abc import Iterator
 from collections.abc import Sequence
+import itertools
 import os
 import sys
-import time
 
 import tqdm
 
@@ -19,21 +18,20 @@ from tttnn import estimate
 from tttnn import language_model
 from tttnn import prefetch
 from tttnn import summary
-from tttnn.corpus import choice as choice_lib
+from tttnn.corpus import choice
 from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import jsonl
 from tttnn.jobs import neighbors
 from tttnn.jobs import trial
+from tttnn.jobs import works
+from tttnn.methods import interpolation
 from tttnn.methods import pool as pool_lib
 from tttnn.methods import schedule
-from tttnn.methods import select
 from tttnn.methods import ttt
 from tttnn.scoring import metrics
 from tttnn.scoring import results as results_lib
 from tttnn.scoring import rolling
 
-METHODS = ('base', 'ttt')
-_BATCH = 64  # Documents of one search.
 # What chooses documents, and their order.
 _CHOOSE = ('tasks', 'portion', 'limit', 'rank', 'world_size')
 
@@ -45,72 +43,22 @@ def run(config, workdir: str) -> None:
     ValueError: for a wrong setting, model, document, store or server; a work
       directory that holds another run.
   """
-  counts = neighbor_counts(config)
-  documents = documents_lib.read(config.eval.documents, choice(config))
+  at = works.counts(config)
+  documents = documents_lib.read(
+    config.eval.documents, choice.Choice.create(config.eval)
+  )
   if config.dry_run:
-    _dry_run(config, counts, documents)
+    _dry_run(config, at, documents)
     return
-  results = results_lib.Results(workdir, identity(config))
-  todo = [d for d in documents if d.doc_id not in results.rows]
-  print(
-    f'evaluate: {len(documents)} documents, {len(documents) - len(todo)} done'
-  )
-  if todo:
-    device.keep_compiled_programs()
-    model = language_model.load(config)
-    pool = model.pool(
-      model.documents_at_once(config.ttt.batch_documents), _say_compiling
-    )
-    carry = None
-    if model.adaptation.settings.carries and config.method != 'base':
-      carry = _carry(config, workdir, pool, results)
-      if config.eval.tasks:  # Each begins afresh, so they go one by one.
-        documents = sorted(documents, key=lambda document: document.task)
-    with neighbors.finder(config, documents, results.rows) as find:
-      _evaluate(config, model, pool, find, counts, documents, results, carry)
-  results.close()
+  alpha = None
+  if config.method == 'interpolation':
+    alpha = _alpha(config, workdir, at)
+  results = _evaluated(config, workdir, 'results', at, documents, alpha)
   rows = [results.rows[document.doc_id] for document in documents]
+  if config.method == 'interpolation' and alpha is None:
+    rows = _at_best_of_each_task(rows)
+    results.replace(rows)
   summary.write(config, workdir, rows)
-
-
-def choice(config) -> choice_lib.Choice:
-  """Which documents are evaluated; `ValueError` for a wrong setting."""
-  return choice_lib.Choice(
-    tasks=config.eval.tasks,
-    portion=config.eval.portion,
-    limit=config.eval.limit,
-    rank=config.eval.rank,
-    world_size=config.eval.world_size,
-    missing_tasks=config.eval.missing_tasks,
-  )
-
-
-def neighbor_counts(config) -> set[int]:
-  """The neighbour counts to score at.
-
-  Raises:
-    ValueError: for an unknown method, or counts that are not numbers between 0
-      and retrieval.neighbors.
-  """
-  if config.method not in METHODS:
-    raise ValueError(f'method={config.method!r} is not one of {METHODS}')
-  if config.method == 'base':
-    return {0}
-  most = config.retrieval.neighbors
-  if config.eval.at == 'all':
-    return set(range(most + 1))
-  parts = [part.strip() for part in config.eval.at.split(',')]
-  if not all(part.isdigit() for part in parts):
-    raise ValueError(
-      f"eval.at={config.eval.at!r} is neither 'all' nor numbers as '0,1,5'"
-    )
-  counts = {int(part) for part in parts}
-  if max(counts) > most:
-    raise ValueError(
-      f'eval.at={config.eval.at!r} asks for {max(counts)} neighbours, '
-      f'retrieval.neighbors is {most}'
-    )
-  return counts
 
 
 def identity(config) -> dict:
@@ -123,16 +71,113 @@ def identity(config) -> dict:
     'eval.protocol': config.eval.protocol,
     'eval.split_prefix': config.eval.split_prefix,
   }
-  if config.method == 'base':
-    return chosen
-  chosen['seed'] = config.seed
-  chosen['eval.at'] = config.eval.at
-  if config.ttt.optimizer_state == 'carry' or not config.ttt.reset_weights:
-    chosen |= {f'eval.{key}': config.eval[key] for key in _CHOOSE}
-  settings = config.ttt.to_dict()
-  del settings['batch_documents']  # Changes no number.
-  chosen |= {f'ttt.{key}': value for key, value in settings.items()}
-  return chosen | neighbors.identity(config)
+  if config.method not in neighbors.WITHOUT:
+    chosen |= {'seed': config.seed, **neighbors.identity(config)}
+  for section in ('dynamic_eval', 'in_context', 'interpolation'):
+    if section == config.method:
+      chosen |= _settings(config, section)
+  if _on_validation(config):
+    chosen['eval.validation'] = jsonl.digest(config.eval.validation)
+  if config.method in ttt.METHODS:
+    chosen |= {'seed': config.seed, 'eval.at': config.eval.at}
+    chosen |= _settings(config, 'ttt')
+    del chosen['ttt.batch_documents']  # Changes no number.
+    if config.ttt.optimizer_state == 'carry' or not config.ttt.reset_weights:
+      chosen |= {f'eval.{key}': config.eval[key] for key in _CHOOSE}
+  return chosen
+
+
+def _settings(config, section: str) -> dict:
+  return {f'{section}.{key}': value for key, value in config[section].items()}
+
+
+def _on_validation(config) -> bool:
+  """Whether something is chosen on validation documents."""
+  chosen = config.interpolation.alpha == 'validation'
+  return config.method == 'interpolation' and chosen
+
+
+def _alpha(config, workdir: str, at: set[int]) -> float | None:
+  """What `interpolation` mixes with; None: the best of each task at the end."""
+  interpolation.grid(config.interpolation.alpha)  # Refuses what it is not.
+  if config.interpolation.alpha == 'test':
+    return None
+  if not _on_validation(config):
+    return float(config.interpolation.alpha)
+  if not config.eval.validation:
+    raise ValueError(
+      'interpolation.alpha=validation needs eval.validation, documents on '
+      'which it is chosen; or give a number'
+    )
+  if config.retrieval.replay:
+    raise ValueError(
+      'interpolation.alpha=validation searches for neighbours of '
+      f'eval.validation, but retrieval.replay={config.retrieval.replay!r} has '
+      'those of eval.documents: give a number'
+    )
+  documents = documents_lib.read(config.eval.validation)
+  searching = config.copy_and_resolve_references()
+  searching.retrieval.save = ''
+  results = _evaluated(searching, workdir, 'validation', at, documents, None)
+  alpha = interpolation.best([results.rows[d.doc_id] for d in documents])
+  print(f'evaluate: alpha is {alpha:g}, the best on {config.eval.validation}')
+  return alpha
+
+
+def _at_best_of_each_task(rows: Sequence[dict]) -> list[dict]:
+  """As published: for each task, the alpha that is best on these documents."""
+  tasks = {row['task']: [] for row in rows}
+  for row in rows:
+    tasks[row['task']].append(row)
+  best = {task: interpolation.best(of_task) for task, of_task in tasks.items()}
+  for task, alpha in best.items():
+    print(f'evaluate: alpha of {task} is {alpha:g}, the best on its documents')
+  return [interpolation.at_alpha(row, best[row['task']]) for row in rows]
+
+
+def _evaluated(
+  config,
+  workdir: str,
+  name: str,
+  at: set[int],
+  documents: Sequence[documents_lib.Document],
+  alpha: float | None,
+) -> results_lib.Results:
+  """The rows of all documents in the file of that name."""
+  results = results_lib.Results(workdir, identity(config), name)
+  todo = [d for d in documents if d.doc_id not in results.rows]
+  print(
+    f'evaluate: {len(documents)} documents, {len(documents) - len(todo)} done'
+  )
+  if todo:
+    device.keep_compiled_programs()
+    model = language_model.load(config)
+    pool = model.pool(
+      model.documents_at_once(config.ttt.batch_documents), _say_compiling
+    )
+    carry = None
+    if model.adaptation.settings.carries and config.method in ttt.METHODS:
+      carry = _carry(config, workdir, pool, results)
+      if config.eval.tasks:  # Each begins afresh, so they go one by one.
+        documents = _task_by_task(documents)
+    with neighbors.finder(config, documents, results.rows) as find:
+      todo = [d for d in documents if d.doc_id not in results.rows]
+      made = works.make(
+        config, model, find, at, todo, carry.task if carry else ''
+      )
+      _write_rows(config, pool, made, len(todo), results, carry, alpha)
+  results.close()
+  return results
+
+
+def _task_by_task(
+  documents: Sequence[documents_lib.Document],
+) -> list[documents_lib.Document]:
+  """The documents of each task together, in the order of their first ones."""
+  tasks = {document.task: [] for document in documents}
+  for document in documents:
+    tasks[document.task].append(document)
+  return list(itertools.chain.from_iterable(tasks.values()))
 
 
 def _carry(config, workdir, pool: pool_lib.Pool, results) -> carry_lib.Carry:
@@ -148,26 +193,22 @@ def _carry(config, workdir, pool: pool_lib.Pool, results) -> carry_lib.Carry:
   return carry
 
 
-def _evaluate(
+def _write_rows(
   config,
-  model: language_model.LanguageModel,
   pool: pool_lib.Pool,
-  find: neighbors.Find,
-  counts: set[int],
-  documents: Sequence[documents_lib.Document],
+  made: works.Works,
+  total: int,
   results: results_lib.Results,
   carry: carry_lib.Carry | None,
+  alpha: float | None,
 ) -> None:
-  """Writes the rows that are missing."""
-  todo = [d for d in documents if d.doc_id not in results.rows]
-  works = _works(config, model, find, counts, todo, carry.task if carry else '')
   before = after = num_bytes = 0.0
   with tqdm.tqdm(
-    total=len(todo), desc=f'evaluate {config.method}', unit=' documents'
+    total=total, desc=f'evaluate {config.method}', unit=' documents'
   ) as bar:
     # Neighbours are looked up while other documents adapt.
-    for work, outcome in pool.run(prefetch.prefetch(works, pool.slots + 1)):
-      row = _row(work.key, outcome)
+    for work, outcome in pool.run(prefetch.prefetch(made, pool.slots + 1)):
+      row = works.row(config, work, outcome, alpha)
       results.append(row)
       if carry:
         carry.end(pool.state, row['task'], list(results.rows))
@@ -184,84 +225,6 @@ def _evaluate(
   _say_usage(pool)
 
 
-def _works(
-  config,
-  model: language_model.LanguageModel,
-  find: neighbors.Find,
-  counts: set[int],
-  documents: Sequence[documents_lib.Document],
-  task: str,
-) -> Iterator[schedule.Work]:
-  """Retrieves, selects and cuts; a work's key is what the row has already.
-
-  `task` is that of the document before the first; where eval.tasks names tasks,
-  each begins afresh.
-  """
-  wanted = config.retrieval.neighbors if config.method == 'ttt' else 0
-  for batch in prefetch.batches(documents, _BATCH):
-    cases = [
-      model.case(document, config.eval.protocol, config.eval.split_prefix)
-      for document in batch
-    ]
-    begin = time.monotonic()
-    found = find(cases)
-    retrieve = (time.monotonic() - begin) / len(batch)
-    for document, case, nearest in zip(batch, cases, found, strict=True):
-      begin = time.monotonic()
-      chosen = select.within(
-        nearest,
-        minimum=config.retrieval.min_distance,
-        maximum=config.retrieval.max_distance,
-      )
-      row = {
-        'doc_id': document.doc_id,
-        'task': document.task,
-        'method': config.method,
-        'protocol': config.eval.protocol,
-        'num_bytes': case.num_bytes,
-        'num_words': case.num_words,
-        'num_tokens': len(case.tokens),
-        'neighbors': [{'id': n.id, 'distance': n.distance} for n in chosen],
-        'missing_neighbors': wanted - len(chosen),
-        'missing_shards': nearest.missing_shards,
-        'seconds': {
-          'retrieve': retrieve,
-          'select': time.monotonic() - begin,
-        },
-      }
-      yield schedule.Work(
-        key=row,
-        scored=dict.fromkeys(counts, model.scored(case)),
-        neighbors=model.trained([neighbor.text for neighbor in chosen]),
-        number=neighbors.number(document),
-        afresh=bool(config.eval.tasks) and document.task != task,
-      )
-      task = document.task
-
-
-def _row(row: dict, outcome: ttt.Outcome) -> dict:
-  """A row of `results.jsonl`."""
-  seconds = row.pop('seconds') | {
-    'adapt': sum(outcome.adapt_seconds),
-    'score': sum(outcome.score_seconds),
-  }
-  neighbors_, missing = row.pop('neighbors'), row.pop('missing_neighbors')
-  shards = row.pop('missing_shards')
-  return {
-    **row,
-    'at': outcome.at,
-    'log_likelihood': outcome.log_likelihood,
-    'train_loss': outcome.train_loss,
-    'steps': outcome.steps,
-    'neighbors': neighbors_,
-    'missing_neighbors': missing,
-    **({'missing_shards': shards} if shards else {}),
-    'seconds': seconds,
-    'adapt_seconds': outcome.adapt_seconds,
-    'score_seconds': outcome.score_seconds,
-  }
-
-
 def _say_compiling(what: str) -> None:
   tqdm.tqdm.write(f'evaluate: compiling a {what}', file=sys.stderr)
 
@@ -272,32 +235,37 @@ def _say_usage(pool: pool_lib.Pool) -> None:
     usage = pool.usage[kind]
     if usage.dispatches:
       print(
-        f'evaluate: {name}: {usage.rows / usage.dispatches:.1f} '
-        f'documents at a time, {100 * usage.padding:.0f} % of tokens padding'
+        f'evaluate: {name}: {usage.rows / usage.dispatches:.1f} documents at a '
+        f'time, {100 * usage.padding:.0f} % of tokens padding'
       )
 
 
-def _dry_run(config, counts: set[int], documents) -> None:
+def _dry_run(config, at: set[int], documents) -> None:
   """Counts windows, neighbours being documents of the corpus; times some."""
   model = language_model.load(config)
   pool = model.pool(model.documents_at_once(config.ttt.batch_documents))
-  scored = [
-    window
+  cases = [
+    model.case(document, config.eval.protocol, config.eval.split_prefix)
     for document in documents
-    for window in model.scored(
-      model.case(document, config.eval.protocol, config.eval.split_prefix)
-    )
   ]
+  scored = itertools.chain.from_iterable(map(model.scored, cases))
   seconds, steps = 0.0, 0
   inputs = [window.inputs for window in scored]
+  passes = 1 if config.method == 'interpolation' else len(at)
   for size, count, programs in trial.sizes(inputs, model.context, pool.fine):
     document = rolling.windows([model.start] * size, size, model.start)
     work = schedule.Work('', {0: document})
     compiling, each = trial.timed(pool, work)
-    seconds += compiling * programs + each * count * len(counts)
+    seconds += compiling * programs + each * count * passes
   memory = estimate.num_bytes((model.params, pool.state))
-  if config.method == 'ttt':
-    steps, training = trial.training(config, model, pool, documents)
+  if config.method in ttt.METHODS:
+    if config.method == 'ttt':
+      texts = neighbors.sample(config, documents)
+      each = config.retrieval.neighbors
+    else:
+      texts = [case.query for case in cases]
+      each = config.dynamic_eval.steps
+    steps, training = trial.training(model, pool, texts, len(documents) * each)
     seconds += training
     memory = pool.memory(model.adaptation.settings.max_length)
   estimate.show(

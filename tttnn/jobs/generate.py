@@ -19,11 +19,11 @@ from tttnn import language_model
 from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import jsonl
 from tttnn.jobs import neighbors
+from tttnn.jobs import selection
 from tttnn.jobs import trial
 from tttnn.methods import generate
 from tttnn.methods import pool as pool_lib
 from tttnn.methods import schedule
-from tttnn.methods import select
 from tttnn.scoring import results as results_lib
 
 METHODS = ('base', 'ttt')
@@ -172,18 +172,15 @@ def _rows(
       'neighbors': [],
     }
     if pool:
-      (nearest,) = find([model.case(document, 'whole', 0)])
-      chosen = select.within(
-        nearest,
-        minimum=config.retrieval.min_distance,
-        maximum=config.retrieval.max_distance,
-      )
-      windows = model.trained([neighbor.text for neighbor in chosen])
-      adapted = _adapt(pool, windows, number)
+      case = model.case(document, 'whole', 0)
+      (chosen,) = selection.choose(config, find, [case])
+      adapted = _adapt(pool, model.trained(chosen.texts), number)
       row['after'] = write(adapted, document.text, key)
-      row['neighbors'] = [{'id': n.id, 'distance': n.distance} for n in chosen]
-      if nearest.missing_shards:
-        row['missing_shards'] = nearest.missing_shards
+      row['neighbors'] = [
+        {'id': n.id, 'distance': n.distance} for n in chosen.neighbors
+      ]
+      if chosen.missing_shards:
+        row['missing_shards'] = chosen.missing_shards
     yield row
 
 
@@ -240,7 +237,9 @@ def _dry_run(config, sampling: generate.Sampling, documents) -> None:
   memory = estimate.num_bytes(model.params)
   if config.method != 'base':
     pool = model.pool()
-    steps, training = trial.training(config, model, pool, documents)
+    texts = neighbors.sample(config, documents)
+    total = len(documents) * config.retrieval.neighbors
+    steps, training = trial.training(model, pool, texts, total)
     seconds += each * len(documents) + training
     memory = pool.memory(model.adaptation.settings.max_length)
   estimate.show(

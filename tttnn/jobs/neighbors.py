@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import itertools
+import time
 import zlib
 
 from tttnn import sharding
@@ -19,8 +20,12 @@ from tttnn.datastore import embed
 from tttnn.datastore import replay as replay_lib
 from tttnn.datastore import retrieve
 from tttnn.datastore import store as store_lib
+from tttnn.methods import select
 
 _SAMPLE = 64  # Texts that an estimate looks at.
+
+# Methods that have no use for neighbours.
+WITHOUT = ('base', 'dynamic_eval')
 
 Find = Callable[[Sequence[documents_lib.Case]], list[retrieve.Neighbors]]
 
@@ -31,26 +36,23 @@ def finder(
   documents: Sequence[documents_lib.Document],
   done: Collection[str | int],
 ) -> Iterator[Find]:
-  """Finds neighbours of cases, nearest first, for the length of a context.
+  """Finds candidates for cases, nearest first, for the length of a context.
 
   Args:
-    config: its method, retrieval, store, embedder and serve sections.
+    config: its method, retrieval, selection, store, embedder and serve
+      sections.
     documents: all that will be asked for.
     done: ids of those whose neighbours an earlier run has saved.
 
   Raises:
     ValueError: for a wrong setting, store, server or file of neighbours.
   """
-  if config.method == 'base':
+  if config.method in WITHOUT:
     yield lambda cases: [retrieve.Neighbors() for _ in cases]
     return
-  k = config.retrieval.neighbors
   with contextlib.ExitStack() as stack:
     if config.retrieval.replay:
-      replay = _replay(config, documents)
-
-      def find(cases):
-        return [replay(case.document.doc_id, k) for case in cases]
+      find = _replayed(config, documents)
     else:
       find = _search(config, stack)
     if config.retrieval.save:
@@ -67,8 +69,9 @@ def identity(config) -> dict:
     ValueError: if neither a store nor a file of neighbours is named.
   """
   chosen = {
-    f'retrieval.{key}': value
-    for key, value in config.retrieval.items()
+    f'{section}.{key}': value
+    for section in ('retrieval', 'selection')
+    for key, value in config[section].items()
     if key != 'save'
   }
   if config.retrieval.replay:
@@ -134,6 +137,52 @@ def sample(config, documents: Sequence[documents_lib.Document]) -> list[str]:
   return texts
 
 
+def candidates(config) -> int:
+  """How many neighbours are looked up for those that are selected of them."""
+  settings = select.Settings.create(config.selection)
+  return settings.candidates(config.retrieval.neighbors)
+
+
+def _replayed(config, documents) -> Find:
+  k, replay = candidates(config), _replay(config, documents)
+  add_vectors = _vectors_of_replayed(config)
+
+  def find(cases):
+    found = [replay(case.document.doc_id, k) for case in cases]
+    if add_vectors:
+      add_vectors(cases, found)
+    return found
+
+  return find
+
+
+def _vectors_of_replayed(config):
+  """Gives replayed neighbours the vectors that a selection needs.
+
+  Those of the store where every neighbour is from it, else their texts are
+  embedded, which takes longer. None where no vectors are needed.
+  """
+  if not select.Settings.create(config.selection).needs_vectors:
+    return None
+  embedder = embed.load(**config.embedder)
+  store = None
+  if config.store.path:
+    store = open_store(config)
+    fingerprint = embedder.fingerprint()
+    store_lib.check_embedder(store.info(), fingerprint, embedder.dim)
+
+  def add(cases, found):
+    flat = [neighbor for neighbors in found for neighbor in neighbors]
+    if store and all(neighbor.id is not None for neighbor in flat):
+      vectors_NxD = store.gather([neighbor.id for neighbor in flat])
+    else:
+      vectors_NxD = embedder([neighbor.text for neighbor in flat])
+    queries_QxD = embedder([case.query for case in cases])
+    retrieve.attach(found, queries_QxD, vectors_NxD)
+
+  return add
+
+
 def _replay(config, documents) -> replay_lib.Replay:
   replay = replay_lib.Replay(
     config.retrieval.replay, lambda: open_store(config).corpus
@@ -143,12 +192,13 @@ def _replay(config, documents) -> replay_lib.Replay:
 
 
 def _search(config, stack: contextlib.ExitStack) -> Find:
-  k = config.retrieval.neighbors
-  rows = _about(config).manifest.searchable
+  k, about = candidates(config), _about(config)
+  rows = about.manifest.searchable
   if k > rows:
+    wanted = config.retrieval.neighbors
+    key = 'retrieval.neighbors' if k == wanted else 'selection.pool'
     raise ValueError(
-      f'retrieval.neighbors={k}, but the store {config.store.path} has {rows} '
-      'documents'
+      f'{key}={k}, but the store {config.store.path} has {rows} documents'
     )
   search = stack.enter_context(retriever(config))
   if 'recall' in search.info:
@@ -157,11 +207,18 @@ def _search(config, stack: contextlib.ExitStack) -> Find:
       'neighbours of stored vectors'
     )
 
+  vectors = select.Settings.create(config.selection).needs_vectors
+
   def find(cases):
     own = None
     if config.retrieval.exclude_self:
       own = [case.document.text for case in cases]
-    return search([case.query for case in cases], k, exclude=own)
+    begin = time.monotonic()
+    queries = [case.query for case in cases]
+    found = search(queries, k, exclude=own, vectors=vectors)
+    for neighbors in found:
+      neighbors.seconds = (time.monotonic() - begin) / len(cases)
+    return found
 
   return find
 
@@ -203,7 +260,7 @@ def _cluster_retriever(config) -> Iterator[retrieve.Retriever]:
     **config.cluster,
   ) as client:
     yield retrieve.Retriever(
-      embedder, client, client.texts, lambda: client.missing
+      embedder, client, client.texts, client.vectors, lambda: client.missing
     )
 
 

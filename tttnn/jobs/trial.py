@@ -8,25 +8,22 @@ from collections.abc import Sequence
 from tttnn import estimate
 from tttnn import language_model
 from tttnn.corpus import buckets
-from tttnn.corpus import documents as documents_lib
-from tttnn.jobs import neighbors
 from tttnn.methods import pool as pool_lib
 from tttnn.methods import schedule
 
 
 def training(
-  config,
   model: language_model.LanguageModel,
   pool: pool_lib.Pool,
-  documents: Sequence[documents_lib.Document],
+  texts: Sequence[str],
+  total: int,
 ) -> tuple[int, float]:
-  """(training steps, seconds) of adapting to each document's neighbours.
+  """(training steps, seconds) of training on `total` texts like those given.
 
-  Counts the windows of a sample of texts, and tries each of their sizes.
+  Counts the windows of these, and tries each of their sizes.
   """
-  texts = neighbors.sample(config, documents)
   windows = [window for cut in model.trained(texts) for window in cut]
-  scale = len(documents) * config.retrieval.neighbors / max(1, len(texts))
+  scale = total / max(1, len(texts))
   seconds = 0.0
   for size, count, programs in sizes(
     windows, model.adaptation.settings.max_length, pool.fine

@@ -9,7 +9,6 @@ from typing import Self
 
 import numpy as np
 
-from tttnn.datastore import retrieve
 from tttnn.methods import frank_wolfe
 from tttnn.methods import sift
 
@@ -36,6 +35,21 @@ class Settings:
   def needs_vectors(self) -> bool:
     """Whether it looks at embeddings, of the query and of its candidates."""
     return self.name in ('sift', 'frank_wolfe')
+
+  def candidates(self, count: int) -> int:
+    """How many are to be looked up, for `count` to be chosen.
+
+    Raises:
+      ValueError: if the pool is too small for so many without repeats.
+    """
+    if self.name in ('knn', 'farthest_first'):
+      return count
+    if self.name == 'random' and count > self.pool:
+      raise ValueError(
+        f'selection.pool={self.pool} has no {count} to draw without repeats: '
+        'retrieval.neighbors must be at most as large'
+      )
+    return self.pool
 
   def __post_init__(self):
     if self.name not in NAMES:
@@ -132,18 +146,6 @@ def grouped(indices: Sequence[int]) -> list[int]:
   for i in indices:
     times[i] = times.get(i, 0) + 1
   return [i for i, many in times.items() for _ in range(many)]
-
-
-def within(
-  neighbors: Sequence[retrieve.Neighbor], *, minimum: float, maximum: float
-) -> list[retrieve.Neighbor]:
-  """Those with minimum <= distance < maximum, in their order; 0: no bound.
-
-  The original's upper bound of 4.0 removes next to nothing, and it has no
-  lower one, so that near-copies of the document stay (Hardt & Sun 2024).
-  """
-  maximum = maximum or math.inf
-  return [n for n in neighbors if minimum <= n.distance < maximum]
 
 
 def _check(settings: Settings, distances, vectors) -> None:

@@ -23,6 +23,10 @@ from tttnn.corpus import tasks
 # Domain -> percent of the Pile's bytes.
 PILE_WEIGHTS = {task.domain: task.weight for task in tasks.TASKS}
 
+# Distances below this are those of the same text, but for rounding (Hardt &
+# Sun 2024, section 3).
+NEAR_EXACT = 1e-4
+
 
 @dataclasses.dataclass(frozen=True)
 class Score:
@@ -111,6 +115,21 @@ def aggregate(rows: Iterable[Mapping]) -> Table:
     tasks.setdefault(document.task, []).append(document)
   curves = {task: _curve(tasks[task]) for task in sorted(tasks)}
   return Table(curves, _curve(documents), _pile_all(curves))
+
+
+def has_near_duplicate(row: Mapping, share: float) -> bool:
+  """Whether a neighbour that a document was given is nearly the document.
+
+  Args:
+    row: with neighbors, each with a distance and, where known, an overlap: the
+      share of the document's word n-grams that it has.
+    share: an overlap from which on it is. A distance below 1e-4, which an
+      embedding of the same text may have by rounding, always is.
+  """
+  return any(
+    neighbor['distance'] < NEAR_EXACT or neighbor.get('overlap', 0) >= share
+    for neighbor in row['neighbors']
+  )
 
 
 def bits_per_byte(log_likelihood: float | None, num_bytes: int) -> float:

@@ -71,6 +71,12 @@ class Results:
     files.write_if_changed(self._path, b''.join(lines))
     self._file = open(self._path, 'ab')  # noqa: SIM115 (closed by close)
 
+  def replace(self, rows: list[dict]) -> None:
+    """Puts rows in the place of all there are; the file is closed before."""
+    self.rows = {row['doc_id']: without_nan(row) for row in rows}
+    lines = (_line(row) for row in self.rows.values())
+    files.write_if_changed(self._path, b''.join(lines))
+
   def close(self) -> None:
     self._file.flush()
     os.fsync(self._file.fileno())
