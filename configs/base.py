@@ -13,7 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
   """The defaults, locked: no key can be added."""
   config = ml_collections.ConfigDict()
   # corpus | train | export | build | serve | query | evaluate | generate |
-  # report | benchmark | distances | plan | pipeline
+  # report | compare | benchmark | distances | plan | pipeline
   config.job = 'evaluate'
   # Print documents, steps, memory and estimated time, then stop.
   config.dry_run = False
@@ -311,6 +311,16 @@ def get_config() -> ml_collections.ConfigDict:
     # that make up p of the distribution (1: all).
     top_k=0,
     top_p=1.0,
+  )
+  config.compare = _section(
+    # (name, {key: value}) a run: `evaluate` with its overrides of this config.
+    runs=(),
+    names='*',  # Globs of those that are run.
+    # Tried on eval.validation for each run that trains; '': ttt.learning_rate
+    # is taken as it is.
+    learning_rates='1e-4,3e-4,1e-3,3e-3',
+    validation_limit=0,  # The first documents of eval.validation; 0: all.
+    reference='knn',  # The run that the others are compared with.
   )
   config.report = _section(
     inputs='',  # Work directories; '': the job's own.
