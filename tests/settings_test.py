@@ -89,7 +89,7 @@ def test_mistakes_on_the_command_line_give_one_line(arguments, message):
 def test_a_missing_or_wrong_config_gives_one_line():
   for argument, message in (
     ('--config=configs/none.py', 'configs/none.py'),
-    ('--config=configs/evaluate.py:tt', 'the variants are'),
+    ('--config=configs/evaluate.py:tt', 'the variant is one of'),
   ):
     done = command(argument, '--workdir=/tmp/none')
     assert done.returncode == 1
