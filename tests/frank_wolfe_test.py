@@ -78,7 +78,10 @@ def choose(query_D, vectors_MxD, count):
 
 def weights(query_D, vectors_MxD, count):
   (found,) = gram.each(
-    lambda *given: frank_wolfe.weights(*given, count),
+    lambda some: [
+      frank_wolfe.weights(of.cosines_M, of.gram_MxM, of.distinct_M, count)
+      for of in some
+    ],
     query_D[None],
     [vectors_MxD],
   )

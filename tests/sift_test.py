@@ -227,8 +227,12 @@ def test_products_are_cosines():
   query_D, vectors_MxD = make_pool('near', 0)
   vectors_MxD[7] = vectors_MxD[2]
   vectors_MxD[9, 0] = vectors_MxD[2, 0]
-  (found,) = gram.each(lambda *given: given, query_D[None], [vectors_MxD])
+  (found,) = gram.each(lambda some: some, query_D[None], [vectors_MxD])
   points = units(query_D, vectors_MxD)
-  np.testing.assert_allclose(found[0], points[:-1] @ points[-1], atol=1e-15)
-  np.testing.assert_allclose(found[1], points[:-1] @ points[:-1].T, atol=1e-15)
-  assert np.flatnonzero(~found[2]).tolist() == [7]
+  np.testing.assert_allclose(
+    found.cosines_M, points[:-1] @ points[-1], atol=1e-15
+  )
+  np.testing.assert_allclose(
+    found.gram_MxM, points[:-1] @ points[:-1].T, atol=1e-15
+  )
+  assert np.flatnonzero(~found.distinct_M).tolist() == [7]

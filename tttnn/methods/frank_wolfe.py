@@ -37,18 +37,18 @@ def choose(
     ValueError: as `gram.each`.
   """
 
-  def one(cosines_M, gram_MxM, allowed_M):
-    if not len(cosines_M):
+  def one(of):
+    if not len(of.cosines_M):
       return [], 1.0
-    weights_M = weights(cosines_M, gram_MxM, allowed_M, count)
+    weights_M = weights(of.cosines_M, of.gram_MxM, of.distinct_M, count)
     places = np.argsort(-weights_M, kind='stable')
     places = places[: np.count_nonzero(weights_M)]
-    b_m, gram_mxm = cosines_M[places], gram_MxM[np.ix_(places, places)]
+    b_m, gram_mxm = of.cosines_M[places], of.gram_MxM[np.ix_(places, places)]
     c_m = integers(weights_M[places], b_m, gram_mxm, count)
     square = 1 - 2 * c_m @ b_m / count + c_m @ gram_mxm @ c_m / count**2
     return np.repeat(places, c_m).tolist(), math.sqrt(max(square, 0.0))
 
-  return gram.each(one, queries_QxD, vectors)
+  return gram.each(lambda some: [*map(one, some)], queries_QxD, vectors)
 
 
 def weights(

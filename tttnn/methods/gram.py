@@ -8,7 +8,9 @@ float64, which accelerators lack or are slow at, and it is on the host.
 from collections.abc import Callable
 from collections.abc import Sequence
 from concurrent import futures
+import dataclasses
 import functools
+import itertools
 import os
 from typing import TypeVar
 
@@ -18,40 +20,69 @@ import threadpoolctl
 T = TypeVar('T')
 
 
+@dataclasses.dataclass(frozen=True)
+class Products:
+  """Of a query and its candidates.
+
+  Attributes:
+    cosines_M: of the query and the candidates, float64.
+    gram_MxM: of the candidates, float64.
+    distinct_M: whether each differs from all before it.
+  """
+
+  cosines_M: np.ndarray
+  gram_MxM: np.ndarray
+  distinct_M: np.ndarray
+
+
 def each(
-  function: Callable[[np.ndarray, np.ndarray, np.ndarray], T],
+  function: Callable[[Sequence[Products]], Sequence[T]],
   queries_QxD: np.ndarray,
   vectors: Sequence[np.ndarray],
+  at_once: int = 1,
 ) -> list[T]:
-  """What a function makes of each query, by itself, on all cores.
+  """What a function makes of each query, on all cores.
 
   Args:
-    function: of cosines [M_q] of a query and its candidates, in float64, those
-      [M_q, M_q] among the candidates, and whether each differs from all before
-      it [M_q]. Threads call it.
+    function: of some queries, what each comes to. Threads call it.
     queries_QxD: float32.
     vectors: of the candidates of each query, float32 [M_q, D].
+    at_once: queries that the function is given, at most.
 
   Raises:
     ValueError: for vectors of another width, and one that has no direction.
   """
 
-  def one(number):
-    query_D, vectors_MxD = queries_QxD[number], vectors[number]
-    products = _products(query_D, vectors_MxD, number)
-    return function(*products, ~_repeated(vectors_MxD))
+  def some(begin):
+    numbers = range(begin, min(begin + at_once, len(queries_QxD)))
+    most = max(len(vectors[number]) for number in numbers)
+    # Memory that is there: fresh pages cost a tenth of a product.
+    scratch_MxD = np.empty((most, queries_QxD.shape[1]))
+    return function(
+      [
+        Products(
+          *_products(queries_QxD[number], vectors[number], number, scratch_MxD),
+          ~_repeated(vectors[number]),
+        )
+        for number in numbers
+      ]
+    )
 
-  # A thread a query: BLAS would wait for its own at each product, and what one
+  # A thread for some: BLAS would wait for its own at each product, and what one
   # thread of it computes is the same on every number of cores.
   with (
     _blas().limit(limits=1, user_api='blas'),
     futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
   ):
-    return list(threads.map(one, range(len(queries_QxD))))
+    parts = threads.map(some, range(0, len(queries_QxD), at_once))
+    return list(itertools.chain.from_iterable(parts))
 
 
 def _products(
-  query_D: np.ndarray, vectors_MxD: np.ndarray, number: int
+  query_D: np.ndarray,
+  vectors_MxD: np.ndarray,
+  number: int,
+  scratch_MxD: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
   if vectors_MxD.shape[1:] != query_D.shape:
     raise ValueError(
@@ -59,7 +90,9 @@ def _products(
       f'{list(vectors_MxD.shape)}'
     )
   query_D = query_D.astype(np.float64)
-  vectors_MxD = vectors_MxD.astype(np.float64)
+  scratch_MxD = scratch_MxD[: len(vectors_MxD)]
+  np.copyto(scratch_MxD, vectors_MxD)
+  vectors_MxD = scratch_MxD
   square = query_D @ query_D
   gram_MxM = vectors_MxD @ vectors_MxD.T  # BLAS computes one triangle.
   squares_M = np.diagonal(gram_MxM)

@@ -18,6 +18,8 @@ import numpy as np
 
 from tttnn.methods import gram
 
+_AT_ONCE = 8  # Queries of a program: starting one takes half of one's time.
+
 
 @functools.partial(jax.jit, static_argnames='count')
 def posterior(
@@ -66,6 +68,16 @@ def posterior(
   return jax.lax.scan(pick, start, jnp.arange(count))[1]
 
 
+@functools.partial(jax.jit, static_argnames='count')
+def _posteriors(cosines_QxM, gram_QxMxM, allowed_QxM, lambda_, count: int):
+  """`posterior` of some queries, one after another."""
+
+  def one(query):
+    return posterior(*query, lambda_=lambda_, count=count)
+
+  return jax.lax.map(one, (cosines_QxM, gram_QxMxM, allowed_QxM))
+
+
 def choose(
   queries_QxD: np.ndarray,
   vectors: Sequence[np.ndarray],
@@ -76,8 +88,8 @@ def choose(
 ) -> list[tuple[list[int], list[float]]]:
   """Picks of each query, and the variance after each.
 
-  A query is a program of its own: it gets the same bits in any company, and
-  one program serves all, whatever their number.
+  A few queries at a time are one program, in which each goes by itself: it gets
+  the same bits in any company.
 
   Args:
     queries_QxD: see `gram.each`.
@@ -91,20 +103,27 @@ def choose(
   """
   cpu = jax.local_devices(backend='cpu')[0]
 
-  def one(cosines_M, gram_MxM, allowed_M):
-    if not len(cosines_M):
-      return [], []
-    if more := pool - len(cosines_M):
-      cosines_M = np.pad(cosines_M, (0, more))
-      gram_MxM = np.pad(gram_MxM, (0, more))
-      allowed_M = np.pad(allowed_M, (0, more))
+  def some(products):
+    cosines_QxM = np.zeros((_AT_ONCE, pool))
+    gram_QxMxM = np.zeros((_AT_ONCE, pool, pool))
+    allowed_QxM = np.zeros((_AT_ONCE, pool), bool)
+    sizes = [len(of_query.cosines_M) for of_query in products]
+    for i, (size, of_query) in enumerate(zip(sizes, products, strict=True)):
+      cosines_QxM[i, :size] = of_query.cosines_M
+      gram_QxMxM[i, :size, :size] = of_query.gram_MxM
+      allowed_QxM[i, :size] = of_query.distinct_M
+    # What is switched on and chosen here is of this thread alone.
     with jax.enable_x64(True), jax.default_device(cpu):
-      picks_N, variances_N = jax.device_get(
-        posterior(cosines_M, gram_MxM, allowed_M, lambda_=lambda_, count=count)
+      picks_QxN, variances_QxN = jax.device_get(
+        _posteriors(cosines_QxM, gram_QxMxM, allowed_QxM, lambda_, count)
       )
-    return picks_N.tolist(), variances_N.tolist()
+    found = zip(picks_QxN.tolist(), variances_QxN.tolist(), strict=True)
+    return [
+      of_query if size else ([], [])
+      for size, of_query in zip(sizes, found, strict=False)
+    ]
 
-  return gram.each(one, queries_QxD, vectors)
+  return gram.each(some, queries_QxD, vectors, _AT_ONCE)
 
 
 def stop(variances: Sequence[float], alpha: float) -> int:
