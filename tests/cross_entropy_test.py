@@ -59,6 +59,23 @@ def test_value_and_gradient_equal_the_formula(rows, tokens, entries, with_bias):
   )
 
 
+@pytest.mark.parametrize('entries', [50, loss_lib.SMALL_VOCABULARY + 8])
+def test_scores_say_which_targets_are_likeliest(entries):
+  hidden, table, bias, targets, _ = make_inputs(2, 40, entries, with_bias=True)
+  logits = hidden.astype(np.float64) @ table.T.astype(np.float64) + bias
+  targets[:, ::3] = logits.argmax(-1)[:, ::3]
+  scores = loss_lib.token_scores(hidden, table, bias, targets, chunk=16)
+  at = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+  total = np.log(np.exp(logits).sum(-1))
+  np.testing.assert_allclose(scores[..., 0], at - total, rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(scores[..., 1], logits.argmax(-1) == targets)
+  assert 0 < scores[..., 1].sum() < scores[..., 1].size
+  # Of equally likely tokens all are.
+  table[:], bias[:] = 1, 0
+  scores = loss_lib.token_scores(hidden, table, bias, targets, chunk=16)
+  assert scores[..., 1].all()
+
+
 def test_logits_of_a_large_vocabulary_exist_in_chunks_alone():
   entries, tokens, chunk = 4 * loss_lib.SMALL_VOCABULARY, 256, 32
   inputs = make_inputs(1, tokens, entries, with_bias=False)

@@ -64,6 +64,20 @@ def test_a_document_scores_and_trains_in_order():
   assert outcome.score_seconds == [2.0, 2.0]
 
 
+def test_what_else_is_scored_is_kept_beside():
+  member = make_member([], document=1500)
+  values = np.stack([np.arange(1024), np.arange(1024) % 2], -1)
+  while member.actions:
+    member.settle(member.actions.popleft(), values, seconds=1.0)
+  outcome = member.outcome()
+  expected = np.concatenate([values, values[548:]])
+  np.testing.assert_array_equal(outcome.token_log_likelihood, [expected])
+  assert outcome.log_likelihood == [expected[:, 0].sum()]
+  nothing = make_member([]).outcome()
+  assert nothing.log_likelihood == [0.0]
+  assert nothing.token_log_likelihood[0].shape == (0,)
+
+
 def test_a_full_group_goes_first_and_else_a_small_one():
   ready = [make_member([n], slot=i) for i, n in enumerate([60, 100, 101, 102])]
   group, width, (members,) = schedule.choose(ready, 1, [1, 2])

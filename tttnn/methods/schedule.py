@@ -115,7 +115,8 @@ class Member:
     Args:
       action: of this document; actions are settled in order.
       value: of a step its loss; of a score the log-likelihoods of what follows
-        each token of the padded window, [T]; of 'again' nothing that counts.
+        each token of the padded window, [T] or [T, K]; of 'again' nothing that
+        counts.
       seconds: that it took.
     """
     kind = action.group.kind
@@ -138,13 +139,15 @@ class Member:
     neighbors = range(1, len(self.work.neighbors) + 1)
     at = sorted(n for n in self.work.scored if n <= len(self.work.neighbors))
     tokens = [
-      np.concatenate([np.zeros(0, np.float32), *self._scores[count]])
+      np.concatenate(self._scores[count] or [np.zeros(0, np.float32)])
       for count in at
     ]
+    # Of scores [tokens, K] the first.
+    nats = [scores if scores.ndim == 1 else scores[:, 0] for scores in tokens]
     losses = [self._losses[count] for count in neighbors]
     return ttt.Outcome(
       at=at,
-      log_likelihood=[math.fsum(of_count) for of_count in tokens],
+      log_likelihood=[math.fsum(of_count) for of_count in nats],
       token_log_likelihood=tokens,
       train_loss=[
         float(np.mean(values)) if values else 0.0 for values in losses

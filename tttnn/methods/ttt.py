@@ -126,7 +126,7 @@ class Adaptation:
     cross_entropy: (params, tokens_BxT, targets_BxT, weights_BxT,
       dropout_key=None) -> -sum(weights * log-likelihood), in nats.
     log_likelihood: (params, tokens_BxT, targets_BxT) -> that of each target,
-      [B, T], in nats.
+      [B, T], in nats; or [B, T, K], with what else is to be known of each.
     settings: how it adapts.
     seed: of dropout.
   """
@@ -195,7 +195,7 @@ class Adaptation:
     return jax.tree.map(jnp.add, trained, updates), moments
 
   def score(self, frozen, state: State, tokens_T, targets_T) -> jax.Array:
-    """log-likelihoods [T] of the targets by the adapted model, in nats."""
+    """`log_likelihood` of the targets, [T] or [T, K], by the adapted model."""
     params = trainable.combine(frozen, state[0])
     return self.log_likelihood(params, tokens_T[None], targets_T[None])[0]
 
@@ -207,7 +207,8 @@ class Outcome:
   Attributes:
     at: the neighbour counts that were scored.
     log_likelihood: nats, one a count.
-    token_log_likelihood: nats, an array [tokens] a count.
+    token_log_likelihood: nats, an array [tokens] a count; or [tokens, K], as
+      `Adaptation.log_likelihood` gives them.
     train_loss: mean loss of each neighbour's steps, nats a token; 0 where it
       has no step, NaN where one of them had no target. A step by a gradient
       that is used again counts with the loss of that.

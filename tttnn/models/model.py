@@ -150,6 +150,23 @@ class Model:
     hidden_BxTxD = self.hidden(params, tokens_BxT, mask_BxT, dropout_key)
     return self._score(params, hidden_BxTxD, targets_BxT)
 
+  def scores(
+    self, params: Params, tokens_BxT: jax.Array, targets_BxT: jax.Array
+  ) -> jax.Array:
+    """`log_likelihood`, and 1 where no token is likelier, else 0: [B, T, 2].
+
+    Whether greedy decoding would write a text is whether all its tokens are
+    likeliest. At no cost beside that of the log-likelihood.
+
+    Raises:
+      ValueError: as `log_likelihood`.
+    """
+    self._require_causal()
+    hidden_BxTxD = self.hidden(params, tokens_BxT)
+    with self._precision():
+      head = self._head(params, hidden_BxTxD)
+      return loss.token_scores(*head, targets_BxT)
+
   def cross_entropy(
     self,
     params: Params,
