@@ -52,6 +52,38 @@ def test_keys_that_python_reserves_are_quoted():
   ]
 
 
+@pytest.mark.parametrize(
+  ('key', 'value', 'expected'),
+  [
+    ('ttt.learning_rate', 1, 1.0),
+    ('ttt.batch_documents', 4, '4'),
+    ('ttt.dropout', True, True),
+    ('store.path', 'a', 'a'),
+  ],
+)
+def test_what_was_parsed_becomes_the_type_of_the_key(key, value, expected):
+  config = base.get_config()
+  settings.override_parsed(config, key, value)
+  found = settings.flatten(config)[key]
+  assert (type(found), found) == (type(expected), expected)
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'message'),
+  [
+    ('ttt.learning_rat', 1.0, 'known one is ttt.learning_rate'),
+    ('seed', True, 'seed=True was read as bool, and is to be int'),
+    ('seed', 1.0, 'seed=1.0 was read as float'),
+    ('store.path', 1.5, 'store.path=1.5 .* quotes'),
+    ('store.path', None, 'store.path=None was read as NoneType'),
+    ('ttt.dropout', 'yes', "ttt.dropout='yes' was read as str"),
+  ],
+)
+def test_what_was_parsed_wrongly_is_refused(key, value, message):
+  with pytest.raises(ValueError, match=message):
+    settings.override_parsed(base.get_config(), key, value)
+
+
 def test_workdir_is_expanded_in_paths():
   config = base.get_config()
   config.corpus.train = '{workdir}/a,{workdir}/b'

@@ -1,5 +1,6 @@
 """The configuration at the edge: checking, expanding, writing it."""
 
+from collections.abc import Collection
 import difflib
 import json
 import keyword
@@ -19,17 +20,19 @@ def check_keys(argv: list[str]) -> None:
   """
   from configs import base
 
-  known = flatten(base.get_config())
+  known = [f'config.{key}' for key in flatten(base.get_config())]
   for argument in argv[1:]:
     name = argument.lstrip('-')
     if not name.startswith('config.'):
       continue
-    key = name.removeprefix('config.').split('=')[0]
-    if key not in known:
-      near = difflib.get_close_matches(key, known, 1, cutoff=0.0)
-      raise ValueError(
-        f'unknown key config.{key}; the nearest known one is config.{near[0]}'
-      )
+    check_known(name.split('=')[0], known)
+
+
+def check_known(key: str, known: Collection[str]) -> None:
+  """Raises ValueError for a key that is not known, naming the nearest."""
+  if key not in known:
+    near = difflib.get_close_matches(key, known, 1, cutoff=0.0)[0]
+    raise ValueError(f'unknown key {key}; the nearest known one is {near}')
 
 
 def quoted(argv: list[str]) -> list[str]:
@@ -76,6 +79,25 @@ def override(config: ml_collections.ConfigDict, key: str, value) -> None:
   for section in sections:
     config = config[section]
   config[leaf] = value
+
+
+def override_parsed(config: ml_collections.ConfigDict, key: str, value) -> None:
+  """`override` by what another program read off its command line.
+
+  Raises:
+    ValueError: for an unknown key, or a value that was taken for another type.
+  """
+  known = flatten(config)
+  check_known(key, known)
+  wanted, found = type(known[key]), type(value)
+  if (wanted, found) in ((str, int), (float, int)):
+    value = wanted(value)
+  elif wanted != found:
+    raise ValueError(
+      f'{key}={value!r} was read as {found.__name__}, and is to be '
+      f'{wanted.__name__} (a text may stand in quotes)'
+    )
+  override(config, key, value)
 
 
 def difference(old: dict, new: dict) -> str:
