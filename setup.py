@@ -38,6 +38,8 @@ setuptools.setup(
     'tqdm',
     'transformers>=5.0',  # Tokenizers only: it ships no Flax models any more.
   ],
+  # Where lm-eval finds `--model tttnn`, in versions after 0.4.13.
+  entry_points={'lm_eval.models': ['tttnn = tttnn.harness:Harness']},
   extras_require={
     # Laptops, search hosts, CI.
     'cpu': ['jax>=0.10', 'faiss-cpu>=1.12'],
@@ -47,8 +49,19 @@ setuptools.setup(
     'tpu': ['jax[tpu]>=0.10', 'faiss-cpu>=1.12'],
     # Search over many hosts.
     'cluster': ['ray>=2.60'],
-    # What tests compare with; tttnn/ never imports these. torch is pinned, as
-    # the oracle of every number, and so that its CPU build can be chosen.
-    'test': ['hypothesis', 'pytest', 'ray>=2.60', 'regex', 'torch==2.13.0'],
+    # EleutherAI's harness. Before 0.4.10 it brings torch and peft along.
+    'lm-eval': ['lm-eval>=0.4.10'],
+    # What tests compare with, or run against. torch is pinned, as the oracle of
+    # every number, and so that its CPU build can be chosen; tttnn/ never
+    # imports it. accelerate is what lm-eval's own model needs.
+    'test': [
+      'accelerate',
+      'hypothesis',
+      'lm-eval>=0.4.10',
+      'pytest',
+      'ray>=2.60',
+      'regex',
+      'torch==2.13.0',
+    ],
   },
 )
