@@ -131,6 +131,20 @@ def test_over_counts_keeps_runs_near_their_count():
   assert len({line.get_xdata()[0] for line in lines}) == 3
 
 
+@pytest.mark.parametrize('draw', DRAW[:2])
+def test_a_run_that_diverges_leaves_room_for_the_others(draw):
+  ordinary = _points(runs=3)
+  (ax,) = draw(ordinary).axes
+  assert not ax.get_title(loc='left')
+  far = _point('diverged', 50, -2.0)
+  (ax,) = draw([*ordinary, _point('diverged', 1, 0.01), far]).axes
+  low, high = ax.get_ylim()
+  assert high < far.bits_per_byte
+  for point in ordinary:
+    assert low < point.bits_per_byte < high
+  assert ax.get_title(loc='left') == 'Above the edge: diverged at 50 (2.70)'
+
+
 def test_the_bars_are_the_seconds_at_the_largest_count():
   (ax,) = frontier_plots.seconds(_points(2)).axes
   assert [label.get_text() for label in ax.get_yticklabels()] == [

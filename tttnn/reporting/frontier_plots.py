@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import itertools
 import math
+import textwrap
 
 from matplotlib import axes as axes_lib
 from matplotlib import colors
@@ -79,6 +80,7 @@ def over_seconds(found: Sequence[frontier.Point]) -> figure.Figure:
   ax.set_xlabel('seconds a document: retrieve, select, adapt, score')
   ax.set_ylabel('bits per byte')
   ax.margins(x=0.06, y=0.08)
+  _leave_out_what_is_far_above(ax, found)
   _legend(fig, ax, columns)
   _write_counts(fig, ax, lines)
   return fig
@@ -108,6 +110,7 @@ def over_counts(found: Sequence[frontier.Point]) -> figure.Figure:
   ax.xaxis.set_minor_locator(ticker.NullLocator())
   ax.set_xlabel(_unit(found))
   ax.set_ylabel('bits per byte')
+  _leave_out_what_is_far_above(ax, found)
   _legend(fig, ax, columns)
   return fig
 
@@ -220,6 +223,32 @@ def _base(ax: axes_lib.Axes, found: Sequence[frontier.Point]) -> None:
     zorder=1,
     label='not adapted',
   )
+
+
+def _leave_out_what_is_far_above(
+  ax: axes_lib.Axes, found: Sequence[frontier.Point]
+) -> None:
+  """Lest one run that diverges press all others into a line; it is named.
+
+  Far is further above the base than the best interval reaches below it.
+  """
+  base = found[0].base_bits_per_byte
+  lowest = min(
+    point.base_bits_per_byte * (1 + min(point.interval[0], 0))
+    for point in found
+  )
+  top = base + max(base - lowest, 0.01 * base)
+  above = [point for point in found if point.bits_per_byte > top]
+  if not above:
+    return
+  ax.set_ylim(top=top)
+  parts = [
+    f'{label} at '
+    + ', '.join(f'{p.count:,} ({p.bits_per_byte:.2f})' for p in line)
+    for label, line in frontier.ordered(above).items()
+  ]
+  note = textwrap.fill('Above the edge: ' + '; '.join(parts), 100)
+  ax.set_title(note, fontsize=8, loc='left', parse_math=False)
 
 
 def _plain_log(ax: axes_lib.Axes) -> None:
