@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 
 import pytest
 
@@ -151,6 +152,20 @@ def test_a_rerun_changes_nothing(config, workdir):
   before = state()
   jobs.run(config, str(workdir))
   assert state() == before
+
+
+def test_fewer_documents_leave_the_rows_of_others_out(
+  config, workdir, tmp_path
+):
+  for name in ('neighbors', 'runs', 'validation'):
+    shutil.copytree(workdir / name, tmp_path / name)
+  fewer = world_lib.changed(config, eval__limit=2, compare__names='base,knn')
+  jobs.run(fewer, str(tmp_path))
+  points = json.loads((tmp_path / 'compare.json').read_text())['points']
+  rows = world_lib.rows_of(tmp_path / 'runs' / 'knn')
+  assert len(rows) == 4
+  assert {point['documents'] for point in points} == {2}
+  assert points[-1]['bits_per_byte'] == pytest.approx(bits(rows[:2], 2))
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,12 @@ def _evaluated(
   print(f'\n== {name}', flush=True)
   jobs.run(step, directory)
   rows, _ = results_lib.read(os.path.join(directory, 'results.jsonl'))
-  return rows
+  # An earlier run may have had more documents.
+  by_id = {row['doc_id']: row for row in rows}
+  wanted = documents_lib.read(
+    step.eval.documents, choice.Choice.create(step.eval)
+  )
+  return [by_id[document.doc_id] for document in wanted]
 
 
 def _report(
