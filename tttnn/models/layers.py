@@ -8,6 +8,7 @@ softmax and loss compute in float32.
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -166,11 +167,37 @@ def _layer_norm_backward(epsilon, residuals, slope):
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
+class RMSNorm(nn.Module):
+  """Divides the last axis by its root mean square, in float32; no bias.
+
+  Zhang and Sennrich, "Root mean square layer normalization" (NeurIPS 2019).
+  """
+
+  epsilon: float
+  initial: float = 1.0
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    initial = nn.initializers.constant(self.initial)
+    weight = self.param('weight', initial, x.shape[-1:])
+    wide = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(_mean(jnp.square(wide)) + self.epsilon)
+    return (wide * inverse * weight).astype(x.dtype)
+
+
 def _mean(x: jax.Array) -> jax.Array:
   """Of the last axis, which stays; on CPU a product, which is faster there."""
   if jax.default_backend() != 'cpu':
     return jnp.mean(x, axis=-1, keepdims=True)
   return x @ jnp.full((x.shape[-1], 1), 1 / x.shape[-1], x.dtype)
+
+
+def precision(dtype: str):
+  """A context that makes the products of a float32 model exact."""
+  # By default accelerators round the factors of a float32 product.
+  if dtype == 'float32' and not jax.config.jax_default_matmul_precision:
+    return jax.default_matmul_precision('highest')
+  return contextlib.nullcontext()
 
 
 def block(kind: type[nn.Module], remat: bool) -> type[nn.Module]:
@@ -188,22 +215,25 @@ def attention(
   scale: float,
   causal: bool,
   window: int = 0,
+  bias_HxTxT: jax.Array | None = None,
   dropout: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
   """Softmax attention (Vaswani et al. 2017, section 3.2.1), [B, T, H, K].
 
   Args:
     query_BxTxHxK: queries.
-    key_BxTxHxK: keys.
-    value_BxTxHxK: values.
+    key_BxTxHxK: keys; of another text, whose length may differ, where neither
+      `causal` nor `window` is asked for.
+    value_BxTxHxK: values, as many as keys.
     mask_BxT: true where a token may be attended to; None = everywhere.
     scale: factor on the scores.
     causal: whether a token attends to itself and earlier tokens only.
     window: a token attends to itself and window - 1 tokens before it; 0 = all.
+    bias_HxTxT: added to the scores of (query, key), float32; None = nothing.
     dropout: applied to the attention probabilities.
   """
-  tokens = query_BxTxHxK.shape[1]
-  position_T = jnp.arange(tokens)
+  tokens, keys = query_BxTxHxK.shape[1], key_BxTxHxK.shape[1]
+  query_T, key_T = jnp.arange(tokens), jnp.arange(keys)
   # Heads first: each product is then one of matrices that lie together.
   query_BxHxTxK, key_BxHxTxK, value_BxHxTxK = (
     jnp.swapaxes(x, 1, 2) for x in (query_BxTxHxK, key_BxTxHxK, value_BxTxHxK)
@@ -213,15 +243,17 @@ def attention(
   for begin in range(0, tokens, step):
     end = min(begin + step, tokens)
     low = max(0, begin - window + 1) if window else 0
-    high = end if causal else tokens
+    high = end if causal else keys
     scores_BxHxQxT = scale * jnp.einsum(
       'BHQK,BHTK->BHQT',
       query_BxHxTxK[:, :, begin:end],
       key_BxHxTxK[:, :, low:high],
       preferred_element_type=jnp.float32,
     )
+    if bias_HxTxT is not None:
+      scores_BxHxQxT += bias_HxTxT[:, begin:end, low:high]
     seen = jnp.ones((1, 1, end - begin, high - low), bool)
-    age_QxT = position_T[begin:end, None] - position_T[None, low:high]
+    age_QxT = query_T[begin:end, None] - key_T[None, low:high]
     if causal:
       seen &= age_QxT >= 0
     if window:

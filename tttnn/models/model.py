@@ -1,10 +1,11 @@
 """What the rest of the code sees of a model: functions of (params, tokens).
 
+Of encoder-decoders it sees `tttnn.models.seq2seq`.
+
 To add an architecture, write its file as `gpt2.py` is written and name it in
 ARCHITECTURES.
 """
 
-import contextlib
 import dataclasses
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 
 from tttnn.models import gpt2
 from tttnn.models import gpt_neo
+from tttnn.models import layers
 from tttnn.models import loss
 from tttnn.models import roberta
 
@@ -308,7 +310,4 @@ class Model:
       return loss.token_log_likelihood(*head, targets_BxT)
 
   def _precision(self):
-    # By default accelerators round the factors of a float32 product.
-    if self.dtype == 'float32' and not jax.config.jax_default_matmul_precision:
-      return jax.default_matmul_precision('highest')
-    return contextlib.nullcontext()
+    return layers.precision(self.dtype)
