@@ -67,6 +67,46 @@ def causal(kind: str, context: int, seed: int = 0):
   return model, jax.device_put(params), reference.eval()
 
 
+@functools.lru_cache
+def seq2seq(feed_forward: str = 'relu', tied: bool = True):
+  """(model, params, PyTorch T5 in eval mode) with the same weights."""
+  import tempfile
+
+  torch.manual_seed(0)
+  config = transformers.T5Config(
+    vocab_size=VOCABULARY,
+    d_model=24,
+    d_kv=5,  # Heads need not make up the width.
+    d_ff=40,
+    num_layers=3,
+    num_decoder_layers=2,
+    num_heads=4,
+    relative_attention_num_buckets=8,
+    relative_attention_max_distance=20,
+    layer_norm_epsilon=1e-2,
+    feed_forward_proj=feed_forward,
+    tie_word_embeddings=tied,
+    dropout_rate=0.0,
+    pad_token_id=0,
+    eos_token_id=1,
+    decoder_start_token_id=3,
+    attn_implementation='eager',
+  )
+  reference = transformers.T5ForConditionalGeneration(config).eval()
+  if not tied:  # `transformers` ties them until they differ.
+    weight = 0.4 * torch.randn(VOCABULARY, 24)
+    reference.lm_head.weight = torch.nn.Parameter(weight)
+  with torch.no_grad():
+    reference.shared.weight *= 0.3  # Or it would say one token for ever.
+    for name, parameter in reference.named_parameters():
+      scale = 1.0 if 'relative' in name else 0.2
+      parameter += scale * torch.randn_like(parameter)
+  directory = tempfile.mkdtemp(prefix='tttnn-test-')
+  reference.save_pretrained(directory)
+  model, params = hf.load(directory, role='seq2seq')
+  return model, jax.device_put(params), reference
+
+
 @torch.no_grad()
 def rolling_log_likelihood(
   reference, tokens, context: int, start: int

@@ -81,7 +81,7 @@ def is_orbax(directory: str) -> bool:
 
 def load_model(
   path: str, *, revision: str = '', dtype: str = 'float32', role: str = 'lm'
-) -> tuple[model_lib.Model, model_lib.Params]:
+) -> tuple[hf.Model, model_lib.Params]:
   """A model from a Hugging Face directory, a hub id or Orbax checkpoints.
 
   Arguments and errors as of `tttnn.models.hf.load`; of Orbax checkpoints the
@@ -92,7 +92,7 @@ def load_model(
   """
   if not is_orbax(path):
     return hf.load(path, revision=revision, dtype=dtype, role=role)
-  model = hf.read_model(hf.resolve(path, revision), dtype)
+  model = hf.read_model(hf.resolve(path, revision), dtype, role)
   wanted = jax.eval_shape(model.init, jax.random.key(0))
   params = _load_params(path, wanted)
   if role == 'embedder':

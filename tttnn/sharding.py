@@ -22,19 +22,22 @@ import jax
 P = jax.sharding.PartitionSpec
 Params = dict[str, Any]
 
+_T5 = r'(en|de)coder\.block\.\d+\.layer\.\d'
 _COLUMN = (
   r'(h\.\d+\.(attn\.c_attn|attn\.attention\.[qkv]_proj|mlp\.c_fc)'
   r'|encoder\.layer\.\d+\.(attention\.self\.(query|key|value)'
   r'|intermediate\.dense)'
+  rf'|{_T5}\.((Self|EncDec)Attention\.[qkv]|DenseReluDense\.wi(_[01])?)'
   r'|lm_head\.dense)'
 )
 _ROW = (
   r'(h\.\d+\.(attn\.c_proj|attn\.attention\.out_proj|mlp\.c_proj)'
-  r'|encoder\.layer\.\d+\.(attention\.)?output\.dense)'
+  r'|encoder\.layer\.\d+\.(attention\.)?output\.dense'
+  rf'|{_T5}\.((Self|EncDec)Attention\.o|DenseReluDense\.wo))'
 )
-_VOCABULARY = r'(wte|lm_head|embeddings\.word_embeddings)'
+_VOCABULARY = r'(wte|lm_head|shared|embeddings\.word_embeddings)'
 _POSITION = r'(wpe|embeddings\.position_embeddings)'
-_NORM = r'(.*\.)?(ln_[12f]|LayerNorm|layer_norm)'
+_NORM = r'(.*\.)?(ln_[12f]|LayerNorm|(final_)?layer_norm)'
 
 # (what the whole dotted path of a parameter fits, where it may lie). Of the
 # places the first one counts whose divided dimension is a multiple of the axis;
@@ -52,6 +55,8 @@ TABLE: tuple[tuple[str, tuple[P, ...]], ...] = (
   # Not over the width, or hidden states would follow and lie so, too.
   (rf'{_POSITION}\.weight', (P('model', None), P())),
   (r'embeddings\.token_type_embeddings\.weight', (P(),)),
+  # A column to each head, as the queries and keys it goes with.
+  (rf'{_T5}\..*relative_attention_bias\.weight', (P(None, 'model'), P())),
   (rf'{_NORM}\.(weight|bias)', (P(),)),
 )
 

@@ -22,6 +22,10 @@ import safetensors
 import safetensors.numpy
 
 from tttnn.models import model as model_lib
+from tttnn.models import seq2seq
+from tttnn.models import t5
+
+Model = model_lib.Model | seq2seq.Model
 
 CONFIG = 'config.json'
 WEIGHTS = 'model.safetensors'
@@ -75,7 +79,7 @@ def load(
   revision: str = '',
   dtype: str = 'float32',
   role: str = 'lm',
-) -> tuple[model_lib.Model, model_lib.Params]:
+) -> tuple[Model, model_lib.Params]:
   """Reads a checkpoint.
 
   Args:
@@ -83,7 +87,8 @@ def load(
     revision: as `resolve` takes it.
     dtype: what the model computes in, 'float32' or 'bfloat16'.
     role: 'lm' needs the vocabulary head; 'embedder' leaves it out of the params
-      whether it is there or not.
+      whether it is there or not; 'seq2seq' is for encoder-decoders, which the
+      others refuse.
 
   Returns:
     The model and its params, float32 NumPy arrays (put them on devices once).
@@ -93,10 +98,8 @@ def load(
       implemented; tensors that are missing, extra, misshapen, not floating
       point, or unequal though tied; all of them named.
   """
-  if role not in ('lm', 'embedder'):
-    raise ValueError(f'role {role!r} is not lm or embedder')
   directory = resolve(os.fspath(path), revision)
-  model = read_model(directory, dtype)
+  model = read_model(directory, dtype, role)
   arch = model.architecture
   shapes = _shapes(model)
   tensors = {}
@@ -122,12 +125,15 @@ def load(
   return model, _nest(tensors)
 
 
-def read_model(directory: pathlib.Path, dtype: str) -> model_lib.Model:
-  """The Model of a directory's config.json.
+def read_model(directory: pathlib.Path, dtype: str, role: str) -> Model:
+  """The Model of a directory's config.json; arguments as of `load`.
 
   Raises:
-    ValueError: there is none, or it asks for what is not implemented.
+    ValueError: there is none, it asks for what is not implemented, or the model
+      is not for that role.
   """
+  if role not in ('lm', 'embedder', 'seq2seq'):
+    raise ValueError(f'role {role!r} is not lm, embedder or seq2seq')
   path = directory / CONFIG
   if not path.is_file():
     raise ValueError(f'{directory} holds no {CONFIG}: it is no checkpoint')
@@ -136,18 +142,25 @@ def read_model(directory: pathlib.Path, dtype: str) -> model_lib.Model:
   except ValueError as error:
     raise ValueError(f'{path} is not JSON: {error}') from error
   model_type = values.get('model_type')
-  if model_type not in model_lib.ARCHITECTURES:
+  if model_type != 't5' and model_type not in model_lib.ARCHITECTURES:
     raise ValueError(
       f'{path}: model_type {model_type!r} is not implemented; there are '
-      f'{sorted(model_lib.ARCHITECTURES)}'
+      f'{sorted([*model_lib.ARCHITECTURES, "t5"])}'
     )
+  if (model_type == 't5') != (role == 'seq2seq'):
+    raise ValueError(
+      f'{path}: a {model_type} is not for the role {role!r}; '
+      "t5 alone is for 'seq2seq'"
+    )
+  if model_type == 't5':
+    return seq2seq.Model(t5.Config.from_hf(values), dtype)
   config = model_lib.ARCHITECTURES[model_type].Config.from_hf(values)
   return model_lib.Model(model_type, config, dtype)
 
 
 def save(
   directory: str | os.PathLike,
-  model: model_lib.Model,
+  model: Model,
   params: model_lib.Params,
   *,
   max_shard_bytes: float = 5e9,
@@ -259,7 +272,7 @@ def _write(
   (directory / INDEX).write_text(json.dumps(index, indent=2) + '\n')
 
 
-def _shapes(model: model_lib.Model) -> dict[str, jax.ShapeDtypeStruct]:
+def _shapes(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
   """Every parameter's name and shape."""
   return _flatten(jax.eval_shape(model.init, jax.random.key(0)))
 
