@@ -1,6 +1,7 @@
 """The training loop's parts: objectives, schedule, compiled step, history."""
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 import functools
 import json
@@ -15,6 +16,7 @@ import optax
 
 from tttnn.corpus import packing
 from tttnn.models import model as model_lib
+from tttnn.models import seq2seq
 
 _MASKS = 1  # Keys the random numbers of masking; 0 is the order of rows.
 
@@ -164,6 +166,89 @@ class Task:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class PairTask:
+  """What one step trains on: second texts of pairs, given the first ones.
+
+  To be used as a Task. Pairs are a sequence of (input ids, target ids), special
+  tokens included; each epoch visits all of them in an order of its own.
+
+  Attributes:
+    model: what is trained.
+    rows: pairs of a step.
+    input_length: tokens that inputs are padded to.
+    target_length: tokens that targets are padded to.
+    dropout: whether dropout is on.
+  """
+
+  model: seq2seq.Model
+  rows: int
+  input_length: int
+  target_length: int
+  dropout: bool
+
+  @property
+  def tokens(self) -> int:
+    """Tokens of a step, padding included."""
+    return self.rows * (self.input_length + self.target_length)
+
+  def batch(
+    self,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    step: int,
+    seed: int,
+  ) -> dict[str, np.ndarray]:
+    """The arrays of step `step`, a function of its arguments alone.
+
+    Raises:
+      ValueError: a pair has no target, or a text longer than its row.
+    """
+    inputs = np.zeros((self.rows, self.input_length), np.int32)
+    targets = np.zeros((self.rows, self.target_length), np.int32)
+    mask, weights = np.zeros(inputs.shape, bool), np.zeros(targets.shape, bool)
+    for row, position in enumerate(
+      range(step * self.rows, (step + 1) * self.rows)
+    ):
+      epoch, index = divmod(position, len(pairs))
+      number = int(packing.order(seed, epoch, len(pairs))[index])
+      source, target = pairs[number]
+      sizes = len(source), len(target)
+      if sizes[0] > self.input_length or not 0 < sizes[1] <= self.target_length:
+        raise ValueError(
+          f'pair {number} has {sizes[0]} and {sizes[1]} tokens, a row takes '
+          f'{self.input_length} and 1 to {self.target_length}'
+        )
+      inputs[row, : sizes[0]], mask[row, : sizes[0]] = source, True
+      targets[row, : sizes[1]], weights[row, : sizes[1]] = target, True
+    return {
+      'inputs': inputs,
+      'mask': mask,
+      'targets': targets,
+      'weights': weights / np.float32(weights.sum()),
+    }
+
+  def loss(self, params, batch: dict, dropout_key=None) -> jax.Array:
+    """Mean negative log-likelihood of the target tokens, in nats."""
+    return self.model.cross_entropy(
+      params,
+      batch['inputs'],
+      batch['mask'],
+      batch['targets'],
+      batch['weights'],
+      dropout_key,
+    )
+
+  def validate(self, pairs, params, *, batches: int, seed: int) -> float:
+    """Mean loss of the target tokens of `batches` batches, without dropout."""
+    loss = _compile_loss(self)
+    losses, counts = [], []
+    for number in range(batches):
+      batch = self.batch(pairs, number, seed)
+      losses.append(float(loss(params, batch)))
+      counts.append(np.count_nonzero(batch['weights']))
+    return float(np.average(losses, weights=counts))
+
+
 def schedule(train) -> Callable[[jax.Array], jax.Array]:
   """Learning rate by step: linear warm-up, then constant or cosine to a tenth.
 
@@ -186,7 +271,7 @@ def schedule(train) -> Callable[[jax.Array], jax.Array]:
   return optax.join_schedules([rise, after], [warmup])
 
 
-def compile_step(task: Task, optimizer, seed: int) -> Callable:
+def compile_step(task: Task | PairTask, optimizer, seed: int) -> Callable:
   """(state, batch, step) -> (state, loss), compiled; the state is used up.
 
   Args:
@@ -211,7 +296,7 @@ def compile_step(task: Task, optimizer, seed: int) -> Callable:
 
 
 @functools.lru_cache(maxsize=1)
-def _compile_loss(task: Task) -> Callable:
+def _compile_loss(task: Task | PairTask) -> Callable:
   return jax.jit(task.loss)
 
 

@@ -98,13 +98,14 @@ def batch(
   out = np.empty((rows, length + overlap), np.int32)
   for row, position in enumerate(range(step * rows, (step + 1) * rows)):
     epoch, index = divmod(position, blocks)
-    block = _order(seed, epoch, blocks)[index]
+    block = order(seed, epoch, blocks)[index]
     out[row] = stream.tokens[block * length : (block + 1) * length + overlap]
   return out
 
 
 @functools.lru_cache(maxsize=2)  # A batch may span two epochs.
-def _order(seed: int, epoch: int, blocks: int) -> np.ndarray:
+def order(seed: int, epoch: int, blocks: int) -> np.ndarray:
+  """The order in which an epoch visits what there is of `blocks`."""
   return np.random.default_rng([seed, epoch]).permutation(blocks)
 
 
