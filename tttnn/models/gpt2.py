@@ -25,6 +25,13 @@ IGNORED = r'h\.\d+\.attn\.(bias|masked_bias)'
 TIED = {'lm_head.weight': 'wte.weight'}
 ARCHITECTURES = ('GPT2LMHeadModel', 'GPT2Model')
 
+# The module whose output is each kind of key; see `model.Model.keys`.
+KEYS = {
+  'ffn_input': 'h.{last}.ln_2',
+  'ffn_output': 'h.{last}.mlp',
+  'final_hidden': 'ln_f',
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:

@@ -108,9 +108,7 @@ class Model:
     Raises:
       ValueError: more tokens than the context.
     """
-    tokens = tokens_BxT.shape[1]
-    if tokens > self.context:
-      raise ValueError(f'{tokens} tokens exceed the context of {self.context}')
+    self._check_length(tokens_BxT)
     train = dropout_key is not None
     with self._precision():
       return self._module().apply(
@@ -168,6 +166,44 @@ class Model:
     with self._precision():
       head = self._head(params, hidden_BxTxD)
       return loss.token_scores(*head, targets_BxT)
+
+  def keys(
+    self,
+    params: Params,
+    tokens_BxT: jax.Array,
+    kind: str,
+    mask_BxT: jax.Array | None = None,
+  ) -> jax.Array:
+    """Keys of the contexts tokens[..t] in a datastore: [B, T, D], in `dtype`.
+
+    Khandelwal et al. 2020 (arXiv 1911.00172), section 2. Nothing behind the key
+    is computed, where this is compiled.
+
+    Args:
+      params: as `init` makes them; the head need not be there.
+      tokens_BxT: as of `hidden`.
+      kind: 'ffn_input', what the last block's MLP reads, behind its LayerNorm;
+        'ffn_output', what that MLP adds; 'final_hidden', what `hidden` gives.
+      mask_BxT: as of `hidden`.
+
+    Raises:
+      ValueError: no such kind, the model is no causal LM, or as `hidden`.
+    """
+    return self._hidden_and_keys(params, tokens_BxT, kind, mask_BxT)[1]
+
+  def scored_keys(
+    self,
+    params: Params,
+    tokens_BxT: jax.Array,
+    targets_BxT: jax.Array,
+    kind: str,
+    mask_BxT: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array]:
+    """(`log_likelihood` [B, T], `keys` [B, T, D]) in one pass."""
+    hidden_BxTxD, keys_BxTxD = self._hidden_and_keys(
+      params, tokens_BxT, kind, mask_BxT
+    )
+    return self._score(params, hidden_BxTxD, targets_BxT), keys_BxTxD
 
   def cross_entropy(
     self,
@@ -286,6 +322,33 @@ class Model:
         f'{self.model_type} sees later tokens: it has no log_likelihood of the '
         'next one, only masked_log_likelihood'
       )
+
+  def _hidden_and_keys(self, params, tokens_BxT, kind, mask_BxT):
+    self._require_causal()
+    kinds = self.architecture.KEYS
+    if kind not in kinds:
+      raise ValueError(
+        f'a {self.model_type} has no keys {kind!r}, only {", ".join(kinds)}'
+      )
+    path = tuple(kinds[kind].format(last=self.config.layers - 1).split('.'))
+    self._check_length(tokens_BxT)
+    with self._precision():
+      hidden_BxTxD, kept = self._module().apply(
+        {'params': params},
+        tokens_BxT,
+        mask_BxT,
+        capture_intermediates=lambda module, name: (
+          module.path == path and name == '__call__'
+        ),
+        mutable=['intermediates'],
+      )
+    (keys_BxTxD,) = jax.tree.leaves(kept)
+    return hidden_BxTxD, keys_BxTxD
+
+  def _check_length(self, tokens_BxT) -> None:
+    tokens = tokens_BxT.shape[1]
+    if tokens > self.context:
+      raise ValueError(f'{tokens} tokens exceed the context of {self.context}')
 
   def _attend(self, params, tokens_BxT, position_BxT, attention):
     """(hidden states, what attention keeps); {}: makes places for T tokens."""
