@@ -48,6 +48,23 @@ def test_every_token_is_scored_once_after_its_predecessor(n):
   assert scored == tokens
 
 
+@pytest.mark.parametrize('n', [1, 7, 8, 9, 16, 29])
+def test_windows_of_a_part_are_those_of_the_whole(n):
+  tokens = list(range(100, 100 + n))
+  whole = {}  # What is read before each token is scored.
+  for window in rolling.windows(tokens, 8, EOT):
+    for later, target in enumerate(window.targets[::-1]):
+      whole[target] = window.inputs[: len(window.inputs) - later]
+  for begin in range(n):
+    for end in range(begin + 1, n + 1):
+      part = {}
+      for window in rolling.windows(np.array(tokens), 8, EOT, begin, end):
+        assert window.targets
+        for later, target in enumerate(window.targets[::-1]):
+          part[target] = window.inputs[: len(window.inputs) - later]
+      assert part == {token: whole[token] for token in tokens[begin:end]}
+
+
 def score(model, params, windows):
   """What a pool does with the windows of a document."""
   total = 0.0

@@ -25,23 +25,33 @@ class Window:
   targets: list[int]
 
 
-def windows(tokens: Sequence[int], context: int, start: int) -> list[Window]:
+def windows(
+  tokens: Sequence[int],
+  context: int,
+  start: int,
+  begin: int = 0,
+  end: int | None = None,
+) -> list[Window]:
   """Cuts a document of n tokens into windows; n = 0 gives none.
 
   Args:
     tokens: without special tokens.
     context: L, the model's context in tokens.
     start: the end-of-text id that stands before the document.
+    begin: the first token that is scored; those before it are context alone.
+    end: after the last one, None: n. What lies behind is left out of the
+      windows, which else are those of the whole document.
   """
-  tokens = list(tokens)
-  if not tokens:
-    return []
-  done = min(context, len(tokens))
-  cut = [Window([start, *tokens[: done - 1]], tokens[:done])]
-  while done < len(tokens):
-    end = min(done + context, len(tokens))
-    cut.append(Window(tokens[end - 1 - context : end - 1], tokens[done:end]))
-    done = end
+  end = len(tokens) if end is None else end
+  cut = []
+  for first in range(begin // context * context, end, context):
+    last = min(first + context, len(tokens))
+    used = min(last, end)
+    if first:
+      inputs = [*tokens[last - 1 - context : used - 1]]
+    else:
+      inputs = [start, *tokens[: used - 1]]
+    cut.append(Window(inputs, [*tokens[max(first, begin) : used]]))
   return cut
 
 
