@@ -100,10 +100,15 @@ def get_config() -> ml_collections.ConfigDict:
     # there; several stand beside each other. '': Flat, or where there is none,
     # the only one.
     index='',
+    # What is stored: '': embeddings of documents. Else of each of their tokens
+    # what model.path has computed when it predicts it, as float16, with the
+    # token: ffn_input (what the last block's MLP reads) | ffn_output (what that
+    # adds) | final_hidden. model.dtype=auto is float32 then.
+    key='',
     # l2 | ip (inner product) | cosine. Distances are Euclidean, minus the
     # product, or 1 minus the cosine: the nearest have the smallest.
     metric='l2',
-    dtype='float32',  # Of the stored vectors: float32 | float16.
+    dtype='float32',  # Of the vectors of documents: float32 | float16.
     # False: only the Flat index holds them, as float32, once it is built.
     keep_vectors=True,
     # Who searches: a server on this host (faiss), the devices of the mesh,
@@ -123,15 +128,19 @@ def get_config() -> ml_collections.ConfigDict:
     address='',
   )
   config.build = _section(
-    block=1024,  # Documents between two points of resumption.
+    # Documents, or tokens, between two points of resumption; 0: 1024 documents,
+    # 32768 tokens.
+    block=0,
     # Documents of the embedder's full length that a device embeds at once; of
     # shorter ones as many more as have no more tokens. 0: 1 on CPU, elsewhere
-    # 16.
+    # 16. Of a store of tokens, windows of the model's context; 0: 2048 tokens
+    # on CPU, elsewhere 32768.
     batch_size=0,
     # Embed only a part, for many processes to build one store; once they are
     # through, `build` without these writes index and manifest. A part is one
     # file of corpus.train, counted from 0 (-1: all), and of these documents
-    # begin..end - 1, line numbers counted from 0 (end 0: the last).
+    # begin..end - 1, line numbers counted from 0 (end 0: the last). Of a store
+    # of tokens a part is a file.
     shard=-1,
     begin=0,
     end=0,

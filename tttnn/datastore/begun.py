@@ -24,7 +24,7 @@ from tttnn.datastore import store as store_lib
 _REQUEST = 'building.json'
 _LOCK = 'building.lock'
 FILES = (_REQUEST, _REQUEST + '.lock', _LOCK)  # Of no use when it is built.
-_MAX_ROWS = 1 << 40  # Of a shard; only for the lock.
+MAX_ROWS = 1 << 40  # Of a shard; only for the lock.
 
 Claim = Callable[[int, range], None]
 
@@ -165,7 +165,7 @@ def lock(directory: pathlib.Path, *, whole: bool) -> Iterator[Claim]:
 
   def claim(shard: int, rows: range) -> None:
     if rows:
-      hold(fcntl.F_WRLCK, 1 + shard * _MAX_ROWS + rows.start, len(rows))
+      hold(fcntl.F_WRLCK, 1 + shard * MAX_ROWS + rows.start, len(rows))
 
   try:
     if whole:

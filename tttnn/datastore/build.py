@@ -18,6 +18,7 @@ import os
 import pathlib
 import shutil
 from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -32,6 +33,21 @@ from tttnn.datastore import store as store_lib
 from tttnn.datastore import vectors as vectors_lib
 
 Progress = Callable[[int, int], None]
+
+
+class Work(Protocol):
+  """Makes the vectors of a store, and what they stand for."""
+
+  def make(self) -> store_lib.Store:
+    """All that is not there yet; the store has no index then."""
+
+  def make_part(self, part: begun.Part, claim: begun.Claim) -> None:
+    """A part alone."""
+
+  def index(
+    self, store: store_lib.Store, filler: index_files.Filler
+  ) -> store_lib.Store:
+    """The store with its index, which is not checked yet."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,15 +130,39 @@ def build(
     store_dir, corpus_paths, dim, fingerprint, options, bool(imported)
   )
   directory = pathlib.Path(os.path.realpath(store_dir))
+  work = _Work(directory, request, embed, options, imported, progress)
+  return complete(directory, request, options, work, part, filler)
+
+
+def complete(
+  directory: pathlib.Path,
+  request: dict[str, Any],
+  options: Options,
+  work: Work,
+  part: begun.Part | None,
+  filler: index_files.Filler,
+) -> store_lib.Store | None:
+  """Does what is left to do of a build, whatever its vectors are of.
+
+  Args:
+    directory: of the store, resolved.
+    request: of `begun.request`.
+    options: as of `build`, like `part` and `filler`.
+    work: makes the vectors.
+    part: to be made alone, or None.
+    filler: trains and fills an index.
+
+  Returns:
+    As `build`. Errors are also as of `build`.
+  """
   if not _finished(directory, request, options):
     with begun.lock(directory, whole=part is None) as claim:
       if not _finished(directory, request, options):
         begun.begin(directory, request)
-        work = _Work(directory, request, embed, options, progress)
         if part is not None:
-          _embed_part(work, part, claim)
+          work.make_part(part, claim)
           return None
-        _build(work, imported, filler)
+        _build(directory, request, options, work, filler)
   for path in (
     index_files.trained_path(directory, options.index),
     *(directory / name for name in begun.FILES),
@@ -149,7 +189,8 @@ def _finished(directory, request, options: Options) -> bool:
     {key: shard[key] for key in ('path', 'bytes', 'digest')}
     for shard in fields['shards']
   ]
-  begun.compare(path, found, request)
+  found['kind'] = manifest.kind
+  begun.compare(path, found, {'kind': store_lib.DOCUMENTS} | request)
   if manifest.malformed and options.on_error == 'error':
     raise ValueError(
       f'{path}: {manifest.malformed} malformed lines were left out, which '
@@ -167,13 +208,40 @@ def _finished(directory, request, options: Options) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-  """What embedding the documents of a store needs."""
+  """Embeds documents, or takes vectors that were made elsewhere: a `Work`."""
 
   directory: pathlib.Path
   request: dict[str, Any]
   embed_texts: shards_lib.Embed
   options: Options
+  imported: Sequence[str]
   progress: Progress
+
+  def make(self) -> store_lib.Store:
+    store = _import(self) if self.imported else _embed(self)
+    if not store.manifest.searchable:
+      raise ValueError(
+        f'not one of {store.manifest.rows} embeddings is finite: '
+        f'{self.directory}'
+      )
+    return store
+
+  def make_part(self, part: begun.Part, claim: begun.Claim) -> None:
+    count = len(self.request['shards'])
+    parts = part.rows(count, lambda shard: self.lines(shard)[0])
+    for shard, _, rows in parts:
+      claim(shard, rows)
+    self.embed(parts)
+
+  def index(
+    self, store: store_lib.Store, filler: index_files.Filler
+  ) -> store_lib.Store:
+    options = self.options
+    if not self.imported or options.index != store_lib.FLAT:
+      return index_files.write(store, options.index, options.threads, filler)
+    store = index_files.adopt(store, self.imported)
+    index_files.check_texts(store, self.embed_texts, options.threads)
+    return store
 
   def lines(self, shard: int) -> tuple[jsonl.Shard, str]:
     fields = self.request['shards'][shard]
@@ -213,38 +281,27 @@ class _Work:
       yield vectors_NxD
 
 
-def _embed_part(work: _Work, part: begun.Part, claim: begun.Claim) -> None:
-  count = len(work.request['shards'])
-  parts = part.rows(count, lambda shard: work.lines(shard)[0])
-  for shard, _, rows in parts:
-    claim(shard, rows)
-  work.embed(parts)
-
-
 def _build(
-  work: _Work, imported: Sequence[str], filler: index_files.Filler
+  directory: pathlib.Path,
+  request: dict[str, Any],
+  options: Options,
+  work: Work,
+  filler: index_files.Filler,
 ) -> None:
-  directory, options = work.directory, work.options
   flat = options.index == store_lib.FLAT
   manifest_path = directory / store_lib.MANIFEST
   if manifest_path.exists():
-    store = _without_index(directory)
+    manifest = store_lib.read_manifest(directory)
+    here = tuple(range(len(manifest.shards)))
+    store = store_lib.assemble(directory, manifest, None, here)
   else:
-    if not flat and (imported or not options.keep_vectors):
+    if not flat and (request['imported'] or not options.keep_vectors):
       raise ValueError(
         f'store.index is {options.index!r}, but vectors that are imported, or '
         'not kept, lie in the Flat index: build that first'
       )
-    store = _import(work, imported) if imported else _embed(work)
-    if not store.manifest.searchable:
-      raise ValueError(
-        f'not one of {store.manifest.rows} embeddings is finite: {directory}'
-      )
-  if imported and flat:
-    store = index_files.adopt(store, imported)
-    index_files.check_texts(store, work.embed_texts, options.threads)
-  else:
-    store = index_files.write(store, options.index, options.threads, filler)
+    store = work.make()
+  store = work.index(store, filler)
   found = check.self_check(
     store, threads=options.threads, seed=store.manifest.seed
   )
@@ -256,17 +313,9 @@ def _build(
   begun.write(path, index.to_json())
 
 
-def _without_index(directory: pathlib.Path) -> store_lib.Store:
-  """A store whose vectors are there, whatever indexes there are."""
-  manifest = store_lib.read_manifest(directory)
-  here = tuple(range(len(manifest.shards)))
-  return store_lib.Store(
-    directory, manifest, store_lib.corpus(directory, manifest, here), None, here
-  )
-
-
-def _import(work: _Work, imported: Sequence[str]) -> store_lib.Store:
+def _import(work: _Work) -> store_lib.Store:
   """The store of index files that were made elsewhere, still without them."""
+  imported = work.imported
   opened = [work.lines(i) for i in range(len(work.request['shards']))]
   if len(imported) != len(opened):
     raise ValueError(

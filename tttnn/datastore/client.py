@@ -28,10 +28,11 @@ class Client:
 
   Attributes:
     address: as given.
-    info: what the server says of itself: pid, store (its directory), dim, rows
-      (documents), searchable (those with a finite vector), embedder (its
-      fingerprint), manifest (the store's fingerprint), index, metric, exact,
-      in_memory (index files that are not mapped).
+    info: what the server says of itself: pid, store (its directory), dim, kind
+      and keys (of `store.Manifest`), rows (documents or tokens), searchable
+      (those with a finite vector), embedder (its fingerprint), manifest (the
+      store's fingerprint), index, metric, exact, in_memory (index files that
+      are not mapped).
 
   Raises:
     ValueError: nobody serves there.
@@ -72,9 +73,9 @@ class Client:
   def _who(self) -> str:
     return f'the search server at {self.address} (process {self._pid})'
 
-  def check(self, fingerprint: str, dim: int) -> None:
-    """Raises `ValueError` unless an embedder is the one of the store."""
-    store_lib.check_embedder(self.info, fingerprint, dim)
+  def check(self, fingerprint: str, dim: int, keys: str = '') -> None:
+    """As `store.check_embedder`."""
+    store_lib.check_embedder(self.info, fingerprint, dim, keys)
 
   def search(
     self, queries_QxD: np.ndarray, k: int

@@ -83,9 +83,9 @@ class Client:
       'replicas': self._replicas,
     }
 
-  def check(self, fingerprint: str, dim: int) -> None:
-    """Raises `ValueError` unless an embedder is the one of the store."""
-    store_lib.check_embedder(self.info, fingerprint, dim)
+  def check(self, fingerprint: str, dim: int, keys: str = '') -> None:
+    """As `store.check_embedder`."""
+    store_lib.check_embedder(self.info, fingerprint, dim, keys)
 
   def search(
     self, queries_QxD: np.ndarray, k: int

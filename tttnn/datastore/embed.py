@@ -152,20 +152,9 @@ class Embedder:
 
   def fingerprint(self) -> str:
     """sha256 of what an embedding depends on: weights, sizes, tokenizer."""
-    digest = hashlib.sha256()
-    about = {
-      'config': self._model.config.to_hf(),
-      'tokenizer': tokenizer_lib.fingerprint(self._tokenizer),
-      'max_length': self.max_length,
-    }
-    digest.update(json.dumps(about, sort_keys=True).encode())
-    leaves = jax.tree_util.tree_leaves_with_path(self.params)
-    for path, leaf in sorted(
-      leaves, key=lambda item: jax.tree_util.keystr(item[0])
-    ):
-      digest.update(jax.tree_util.keystr(path).encode())
-      digest.update(np.ascontiguousarray(np.asarray(leaf)).data)
-    return digest.hexdigest()
+    return fingerprint(
+      self._model, self.params, self._tokenizer, max_length=self.max_length
+    )
 
   def _encode(self, texts: Sequence[str]) -> list[list[int]]:
     tokenizer, count = self._tokenizer, self.max_length - 2
@@ -223,6 +212,24 @@ class Embedder:
       where = jax.NamedSharding(self._mesh, sharding.P(axis))
       arrays = jax.device_put(arrays, where)
     return self._embed(self.params, *arrays)
+
+
+def fingerprint(model, params, tokenizer, **more: int) -> str:
+  """sha256 of weights, sizes, tokenizer and whatever else vectors depend on."""
+  digest = hashlib.sha256()
+  about = {
+    'config': model.config.to_hf(),
+    'tokenizer': tokenizer_lib.fingerprint(tokenizer),
+    **more,
+  }
+  digest.update(json.dumps(about, sort_keys=True).encode())
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  for path, leaf in sorted(
+    leaves, key=lambda item: jax.tree_util.keystr(item[0])
+  ):
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.ascontiguousarray(np.asarray(leaf)).data)
+  return digest.hexdigest()
 
 
 def load(

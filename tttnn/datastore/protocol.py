@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-VERSION = 1
+VERSION = 2
 MAX_QUERIES = 256  # A request's.
 MAX_RESULTS = 1 << 16  # A request's, over all its queries.
 MAX_LINE = 1 << 16

@@ -70,8 +70,8 @@ class Searcher(Protocol):
 
   info: Mapping[str, Any]
 
-  def check(self, fingerprint: str, dim: int) -> None:
-    """Raises `ValueError` unless an embedder is the one of the store."""
+  def check(self, fingerprint: str, dim: int, keys: str = '') -> None:
+    """As `store.check_embedder`."""
 
   def search(
     self, queries_QxD: np.ndarray, k: int
@@ -116,7 +116,7 @@ def connect(
   """
   if search not in SEARCHES:
     raise ValueError(f'search={search!r} is not one of {", ".join(SEARCHES)}')
-  store = store_lib.open(store_path, index)
+  store = store_lib.open(store_path, index, kind=store_lib.DOCUMENTS)
   if search == 'device':
     on_device = device_store.StoreIndex(
       store, mesh=mesh, dtype=dtype, approximate=approximate

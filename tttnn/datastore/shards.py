@@ -63,7 +63,7 @@ class Block:
       where = f'{self.texts.path}:{begin + 1}-{end}'
       narrow = _narrow(np.asarray(embedded), len(rows), self.vectors, where)
       block_BxD[[row - begin for row in rows]] = narrow
-    _open_array(self.vectors)[begin:end].write(block_BxD).result()
+    open_array(self.vectors)[begin:end].write(block_BxD).result()
 
 
 def lines(
@@ -123,7 +123,7 @@ def blocks(
     texts: its lines.
     rows: consecutive ones.
   """
-  _open_array(vectors)
+  open_array(vectors)
   size = vectors.block
   return [
     Block(vectors, texts, number)
@@ -207,7 +207,8 @@ def _texts(
         raise
 
 
-def _open_array(vectors: vectors_lib.Vectors) -> tensorstore.TensorStore:
+def open_array(vectors: vectors_lib.Vectors) -> tensorstore.TensorStore:
+  """The array of a shard, to write to; made where it is not there yet."""
   chunk_shape = [vectors.block, vectors.dim]
   spec = {
     'driver': 'zarr3',

@@ -9,6 +9,9 @@
                 00.faiss    one file a shard, and
                 index.json  written last
 
+In a store of tokens, values/ and sequences/ stand for offsets/, checks/ and
+text/, and a row is not a document but a token: see `tttnn.datastore.tokens`.
+
 Indexes stand beside each other, one directory each. Where the vectors are not
 kept they are read from the Flat index, which is nothing but them. Files that
 were made elsewhere stay where they are: index.json says where.
@@ -37,12 +40,14 @@ import numpy as np
 
 from tttnn.corpus import jsonl
 from tttnn.corpus import seekable
+from tttnn.datastore import tokens as tokens_lib
 from tttnn.datastore import vectors as vectors_lib
 
 VERSION = 3
 MANIFEST = 'manifest.json'
 INDEX = 'index.json'
 FLAT = 'Flat'
+DOCUMENTS = 'documents'  # Kind of a store; the other is `tokens.KIND`.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +59,13 @@ class Shard:
     bytes: its size.
     digest: of parts of it, see `seekable.Stamp`.
     text: its plain form, relative to the store's directory; '' = itself.
-    rows: its lines.
-    malformed: how many of them hold no document; they are among `left_out`.
+    rows: its lines; of tokens, its entries.
+    malformed: how many lines hold no document; they are among `left_out`, or
+      have no entries.
     left_out: rows whose vectors hold NaN or infinity, or that have no text and
       so NaN for a vector; they are stored as they are, but not indexed, so that
       no search returns them.
+    sequences: of tokens, its lines; else 0.
   """
 
   path: str
@@ -68,6 +75,7 @@ class Shard:
   rows: int
   malformed: int
   left_out: tuple[int, ...]
+  sequences: int = 0
 
   @property
   def searchable(self) -> int:
@@ -100,6 +108,9 @@ class Manifest:
     imported: whether the Flat index was made elsewhere, of all rows, those left
       out too.
     shards: the corpus files, in id order.
+    kind: DOCUMENTS, or `tokens.KIND`.
+    keys: of tokens, the kind of `model.Model.keys`; else ''.
+    computed: of tokens, the dtype that the model computed in; else ''.
   """
 
   version: int
@@ -112,6 +123,9 @@ class Manifest:
   keep_vectors: bool
   imported: bool
   shards: tuple[Shard, ...]
+  kind: str = DOCUMENTS
+  keys: str = ''
+  computed: str = ''
 
   @property
   def rows(self) -> int:
@@ -125,8 +139,18 @@ class Manifest:
   def malformed(self) -> int:
     return sum(shard.malformed for shard in self.shards)
 
+  @property
+  def sequences(self) -> int:
+    return sum(shard.sequences for shard in self.shards)
+
   def to_json(self) -> bytes:
-    return to_json(dataclasses.asdict(self))
+    fields = dataclasses.asdict(self)
+    if self.kind == DOCUMENTS:  # Which had none of these, and has not now.
+      for name in ('kind', 'keys', 'computed'):
+        del fields[name]
+      for shard in fields['shards']:
+        del shard['sequences']
+    return to_json(fields)
 
   @classmethod
   def from_fields(cls, fields: dict[str, Any]) -> 'Manifest':
@@ -168,21 +192,23 @@ class Index:
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-  """A store's manifest and texts, and where its other parts are.
+  """A store's manifest and what its ids stand for; where its other parts are.
 
   Attributes:
     directory: resolved.
     manifest: of all shards.
-    corpus: the texts of the shards that are here.
+    corpus: the texts of the shards that are here; None in a store of tokens.
     index: the one that is searched; None while there is none.
     here: numbers of the shards that were opened.
+    tokens: the entries of the shards that are here; None in one of documents.
   """
 
   directory: pathlib.Path
   manifest: Manifest
-  corpus: jsonl.Corpus
+  corpus: jsonl.Corpus | None
   index: Index | None
   here: tuple[int, ...]
+  tokens: tokens_lib.Tokens | None = None
 
   def vectors(
     self, shard: int
@@ -249,7 +275,9 @@ class Store:
       'dim': m.dim,
       'rows': m.rows,
       'searchable': m.searchable,
+      'kind': m.kind,
       'embedder': m.embedder,
+      'keys': m.keys,
       'manifest': self.fingerprint(),
       'index': self.index.spec,
       'metric': m.metric,
@@ -271,6 +299,7 @@ def open(
   directory: str | os.PathLike,
   index: str = '',
   shards: Collection[int] | None = None,
+  kind: str = '',
 ) -> Store:
   """Opens a finished store and checks that its files are those it was built of.
 
@@ -280,11 +309,13 @@ def open(
       after a ';', which replace those it was built with. '': Flat, or where
       there is none, the only one.
     shards: numbers of those whose files are here; None: all.
+    kind: that it must be of, see `Manifest`; '': any.
 
   Raises:
-    ValueError: no manifest, another layout version, no such index, a file of
-      the store that is missing or not as long as it was, or a corpus file that
-      has changed or is missing, but for one whose plain form is there.
+    ValueError: no manifest, another layout version or kind, no such index, a
+      file of the store that is missing or not as long as it was, or a corpus
+      file that has changed or is missing, but for one whose plain form is there
+      or whose tokens are.
   """
   directory = pathlib.Path(os.path.realpath(directory))
   manifest = read_manifest(directory)
@@ -292,28 +323,62 @@ def open(
   here = tuple(range(count) if shards is None else sorted(shards))
   if here and not 0 <= here[0] <= here[-1] < count:
     raise ValueError(f'shards {here} of a store with {count}: {directory}')
-  texts = corpus(directory, manifest, here)
+  if kind and manifest.kind != kind:
+    raise ValueError(
+      f'{directory} is a store of {manifest.kind}, where one of {kind} is '
+      'needed'
+    )
   chosen = _choose(directory, index)
-  store = Store(directory, manifest, texts, chosen, here)
+  store = assemble(directory, manifest, chosen, here)
   for i in here:
     if chosen.files[i]:
       vectors_lib.check_size(store.index_path(i), chosen.bytes[i])
   return store
 
 
-def check_embedder(info: Mapping[str, Any], fingerprint: str, dim: int) -> None:
+def assemble(
+  directory: pathlib.Path,
+  manifest: Manifest,
+  index: Index | None,
+  here: tuple[int, ...],
+) -> Store:
+  """A store with what its ids stand for; errors as of `open`."""
+  if manifest.kind == DOCUMENTS:
+    texts = corpus(directory, manifest, here)
+    return Store(directory, manifest, texts, index, here)
+  counts = [(shard.rows, shard.sequences) for shard in manifest.shards]
+  tokens = tokens_lib.open(directory, counts, here)
+  return Store(directory, manifest, None, index, here, tokens)
+
+
+def check_embedder(
+  info: Mapping[str, Any], fingerprint: str, dim: int, keys: str = ''
+) -> None:
   """Raises `ValueError` unless an embedder is the one of a store.
 
   Args:
     info: of the store, see `Store.info`.
-    fingerprint: of the embedder.
-    dim: of its embeddings.
+    fingerprint: of the embedder; of a store of tokens, of the language model.
+    dim: of its embeddings or keys.
+    keys: of tokens, their kind, see `Manifest`.
   """
+  if bool(info['keys']) != bool(keys):
+    needed = tokens_lib.KIND if keys else DOCUMENTS
+    raise ValueError(
+      f'{info["store"]} is a store of {info["kind"]}, where one of {needed} is '
+      'needed'
+    )
   there = info['embedder'], info['dim']
   if there != (fingerprint, dim):
+    what = 'model' if keys else 'embedder'
     raise ValueError(
-      f'{info["store"]} was built with embedder {there[0]} of dim {there[1]}, '
+      f'{info["store"]} was built with {what} {there[0]} of dim {there[1]}, '
       f'but the queries come from {fingerprint} of dim {dim}'
+    )
+  if info['keys'] != keys:
+    raise ValueError(
+      f'{info["store"]} holds keys {info["keys"]!r}, but the queries are '
+      f'{keys!r}'
     )
 
 

@@ -1,8 +1,11 @@
 """Embeds and indexes a corpus: `store.path`, ready to serve; resumable.
 
-With build.shard, .begin or .end it embeds that part only.
+With build.shard, .begin or .end it embeds that part only. With store.key the
+store is of tokens: see `build_tokens`.
 """
 
+import dataclasses
+import functools
 import math
 import os
 
@@ -18,8 +21,11 @@ from tttnn.datastore import build
 from tttnn.datastore import embed
 from tttnn.datastore import index_files
 from tttnn.datastore import ivf
+from tttnn.datastore import store as store_lib
+from tttnn.jobs import build_tokens
 from tttnn.reporting import tables
 
+_BLOCK = 1024  # Documents.
 # Documents that `dry_run` tries: as few as show how long they are.
 _SAMPLE = 64
 
@@ -28,8 +34,8 @@ def run(config, workdir: str) -> None:
   """The job; a store that is finished stays as it is.
 
   Raises:
-    ValueError: for a wrong setting or corpus, an embedder that does not load,
-      a store of another embedder, or a self-check below store.min_recall.
+    ValueError: for a wrong setting or corpus, a model that does not load, a
+      store of another model, or a self-check below store.min_recall.
   """
   path = config.store.path or os.path.join(workdir, 'store')
   if not config.corpus.train:
@@ -42,23 +48,41 @@ def run(config, workdir: str) -> None:
   imported = ()
   if options.import_index:
     imported = jsonl.expand(options.import_index)
-    if part:
+    if part or config.store.key:
       raise ValueError(
         f'build.import_index={options.import_index!r} leaves nothing to embed '
-        f'in {part}'
+        f'in {part or config.store.key}'
       )
   device.keep_compiled_programs()
   mesh = sharding.from_config(config.mesh)
+  if config.store.key:
+    make = functools.partial(build_tokens.make, config, mesh)
+  else:
+    make = functools.partial(_documents, config, mesh, imported)
+  store = make(path, shards, part, _options(config), _filler(config, mesh))
+  if store is not None:
+    print(tables.render_text(_check_table(store.index.self_check)))
+  elif not config.dry_run:
+    print(
+      f'build: {path}: {part} is embedded; when all parts are, build without '
+      'build.shard, .begin and .end writes the index'
+    )
+
+
+def _documents(
+  config, mesh, imported, path, shards, part, chosen, filler
+) -> store_lib.Store | None:
+  """Builds a store of documents; None where it is only a part, or a dry run."""
   embedder = embed.load(**config.embedder, mesh=mesh)
 
   def vectors(blocks):
-    return embedder.blocks(blocks, options.batch_size)
+    return embedder.blocks(blocks, config.build.batch_size)
 
   if config.dry_run:
-    if options.shard >= 0:
-      shards = shards[options.shard : options.shard + 1]
+    if config.build.shard >= 0:
+      shards = shards[config.build.shard : config.build.shard + 1]
     _dry_run(config, embedder, vectors, shards)
-    return
+    return None
   with tqdm.tqdm(desc='build', unit=' documents') as bar:
 
     def progress(done: int, total: int) -> None:
@@ -71,18 +95,14 @@ def run(config, workdir: str) -> None:
       vectors,
       dim=embedder.dim,
       fingerprint=embedder.fingerprint(),
-      options=_options(config),
+      options=dataclasses.replace(chosen, block=chosen.block or _BLOCK),
       part=part,
       imported=imported,
-      filler=_filler(config, mesh),
+      filler=filler,
       progress=progress,
     )
   if store is None:
-    print(
-      f'build: {path}: {part} is embedded; when all parts are, build without '
-      'build.shard, .begin and .end writes the index'
-    )
-    return
+    return None
   manifest = store.manifest
   print(
     f'build: {path}: {manifest.rows:,} documents, {manifest.dim} dimensions, '
@@ -93,7 +113,7 @@ def run(config, workdir: str) -> None:
     print(f'  {manifest.malformed:,} malformed lines were left out')
   if others:
     print(f'  {others:,} documents whose embedding is not finite were left out')
-  print(tables.render_text(_check_table(store.index.self_check)))
+  return store
 
 
 def _options(config) -> build.Options:

@@ -109,7 +109,9 @@ def _open(config) -> store_lib.Store:
       'distances reads all vectors on this host, but store.search is '
       "'cluster', whose hosts hold parts: take a host that has them all"
     )
-  store = store_lib.open(config.store.path, config.store.index)
+  store = store_lib.open(
+    config.store.path, config.store.index, kind=store_lib.DOCUMENTS
+  )
   distances_lib.check_metric(store.manifest.metric)
   for number in store.here:
     store.mapped_vectors(number)

@@ -98,7 +98,9 @@ def open_store(
       f'method={config.method!r} needs store.path (what `build` made) or '
       'retrieval.replay'
     )
-  return store_lib.open(config.store.path, config.store.index, shards)
+  return store_lib.open(
+    config.store.path, config.store.index, shards, store_lib.DOCUMENTS
+  )
 
 
 def _about(config) -> store_lib.Store:
