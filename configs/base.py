@@ -222,7 +222,7 @@ def get_config() -> ml_collections.ConfigDict:
     # first ones, so that they can share gradients; frank_wolfe does anyway.
     group_repeats=False,
   )
-  # base | ttt | dynamic_eval | in_context | interpolation
+  # base | ttt | dynamic_eval | in_context | interpolation | knn_lm | retomaton
   config.method = 'ttt'
   config.ttt = _section(
     learning_rate=2e-5,  # Hardt & Sun: 2e-5 for GPT-2, 5e-6 for GPT-Neo.
@@ -276,6 +276,33 @@ def get_config() -> ml_collections.ConfigDict:
     # of 0, 0.01 .. 0.19 which is best on eval.validation (validation), or, as
     # published, for each task on its own test documents (test; Q32).
     alpha='validation',
+  )
+  config.knn = _section(
+    **{
+      # Of knn_lm and retomaton (Khandelwal et al. 2020): a store that `build`
+      # made with store.key; '': store.path.
+      'store': '',
+      'neighbors': 1024,  # k, entries that are searched for each token.
+      'lambda': 0.25,  # Weight of the neighbours' distribution.
+      'temperature': 1.0,  # Of the softmax over minus squared distances.
+      # Distances are those to the stored keys, whatever the index. Entries that
+      # are searched for each of the k nearest that are kept: more of them make
+      # up for an index that misses some.
+      'refine': 1,
+      # Documents are lines of the store, and their doc_id is the line's number:
+      # leave out the entry that a token itself is. Protocol whole.
+      'drop_self': False,
+      # An .npz of what knn_lm found, for runs with another lambda, temperature
+      # or fewer neighbours; '': none.
+      'cache': '',
+    }
+  )
+  config.retomaton = _section(
+    # Alon et al. 2022: pointers from the neighbours of the last token.
+    min_knns=1.0,  # Search where there are fewer pointers; inf: always.
+    max_knns=1024,  # Entries at most that pointers lead to.
+    dedupe=True,  # What is searched and pointed at counts once.
+    clusters=0,  # States, by k-means of keys; 0: each entry is its own.
   )
   config.eval = _section(
     documents='',  # JSONL of {"text", "meta"?, "doc_id"?}: paths or globs.

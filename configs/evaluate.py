@@ -11,7 +11,15 @@ python -m tttnn.main --config=configs/evaluate.py:ttt --workdir=/tmp/ttt \
 
 from configs import base
 
-_METHODS = ('base', 'ttt', 'dynamic_eval', 'in_context', 'interpolation')
+_METHODS = (
+  'base',
+  'ttt',
+  'dynamic_eval',
+  'in_context',
+  'interpolation',
+  'knn_lm',
+  'retomaton',
+)
 
 
 def get_config(variant='ttt'):

@@ -114,27 +114,52 @@ def connect(
     ValueError: if there is no store, or no server at `address`, or the store
       was built with another embedder.
   """
+  store = store_lib.open(store_path, index, kind=store_lib.DOCUMENTS)
+  with searcher(
+    store,
+    index=index,
+    search=search,
+    address=address,
+    threads=threads,
+    gpu=gpu,
+    mesh=mesh,
+    dtype=dtype,
+    approximate=approximate,
+  ) as found:
+    yield Retriever(embedder, found, store.corpus.texts, store.gather)
+
+
+@contextlib.contextmanager
+def searcher(
+  store: store_lib.Store,
+  *,
+  index: str,
+  search: str,
+  address: str,
+  threads: int,
+  gpu: bool,
+  mesh: jax.sharding.Mesh | None,
+  dtype: str,
+  approximate: bool,
+) -> Iterator[Searcher]:
+  """Whoever searches an open store; arguments and errors as of `connect`."""
   if search not in SEARCHES:
     raise ValueError(f'search={search!r} is not one of {", ".join(SEARCHES)}')
-  store = store_lib.open(store_path, index, kind=store_lib.DOCUMENTS)
   if search == 'device':
-    on_device = device_store.StoreIndex(
+    yield device_store.StoreIndex(
       store, mesh=mesh, dtype=dtype, approximate=approximate
     )
-    yield Retriever(embedder, on_device, store.corpus.texts, store.gather)
     return
-  shared = client_lib.default_address(store_path, index)
+  path = str(store.directory)
+  shared = client_lib.default_address(path, index)
   with contextlib.ExitStack() as stack:
     if address or client_lib.answers(shared):
-      searcher = client_lib.Client(address or shared)
+      found = client_lib.Client(address or shared)
     else:
       # Our own: another driver must not come to depend on it.
       own = f'{shared}-{os.getpid()}'
-      searcher = client_lib.start(
-        store_path, own, index=index, threads=threads, gpu=gpu
-      )
-    searcher = stack.enter_context(searcher)
-    yield Retriever(embedder, searcher, store.corpus.texts, store.gather)
+      found = client_lib.start(path, own, index=index, threads=threads, gpu=gpu)
+    yield stack.enter_context(found)
 
 
 def attach(

@@ -84,6 +84,22 @@ class Tokens:
     steps = self._look_up(ids, np.int64, follow)
     return np.where(steps > 0, np.asarray(ids, np.int64) + 1, -1)
 
+  def line(self, number: int) -> tuple[int, int]:
+    """(first entry, the one behind the last) of a line, counted over shards.
+
+    Raises:
+      ValueError: for a line that is not in the store, or not on this host.
+    """
+    left = number
+    for shard, begin in zip(self.shards, self._begins.tolist(), strict=False):
+      if shard is None:
+        raise ValueError(f'line {number} may be of a shard on another host')
+      if 0 <= left < shard.lines:
+        first, end = shard.sequences[left : left + 2].tolist()
+        return begin + first, begin + end
+      left -= shard.lines
+    raise ValueError(f'line {number} is not in the store')
+
   def context(self, id_: int, tokens: int) -> np.ndarray:
     """At most so many tokens of its text before an entry, the last ones: int32.
 

@@ -4,6 +4,7 @@ Leaves `results.jsonl`, `summary.json` and `summary.md` in the work directory;
 rerunning goes on with the documents that are missing.
 """
 
+from collections.abc import Iterable
 from collections.abc import Sequence
 import itertools
 import os
@@ -21,6 +22,7 @@ from tttnn import summary
 from tttnn.corpus import choice
 from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import jsonl
+from tttnn.jobs import knn
 from tttnn.jobs import neighbors
 from tttnn.jobs import trial
 from tttnn.jobs import works
@@ -71,6 +73,8 @@ def identity(config) -> dict:
     'eval.protocol': config.eval.protocol,
     'eval.split_prefix': config.eval.split_prefix,
   }
+  if config.method in knn.METHODS:
+    chosen |= knn.identity(config)
   if config.method not in neighbors.WITHOUT:
     chosen |= {'seed': config.seed, **neighbors.identity(config)}
   for section in ('dynamic_eval', 'in_context', 'interpolation'):
@@ -152,6 +156,10 @@ def _evaluated(
   if todo:
     device.keep_compiled_programs()
     model = language_model.load(config)
+    if config.method in knn.METHODS:
+      _write(config, knn.rows(config, model, todo), len(todo), results)
+      results.close()
+      return results
     pool = model.pool(
       model.documents_at_once(config.ttt.batch_documents), _say_compiling
     )
@@ -202,16 +210,30 @@ def _write_rows(
   carry: carry_lib.Carry | None,
   alpha: float | None,
 ) -> None:
+  def rows():
+    # Neighbours are looked up while other documents adapt.
+    for work, outcome in pool.run(prefetch.prefetch(made, pool.slots + 1)):
+      row = works.row(config, work, outcome, alpha)
+      yield row
+      if carry:
+        carry.end(pool.state, row['task'], list(results.rows))
+
+  _write(config, rows(), total, results)
+  if carry:
+    carry.close(pool.state, list(results.rows))
+  _say_usage(pool)
+
+
+def _write(
+  config, rows: Iterable[dict], total: int, results: results_lib.Results
+) -> None:
+  """Writes rows as they come, and shows how it goes."""
   before = after = num_bytes = 0.0
   with tqdm.tqdm(
     total=total, desc=f'evaluate {config.method}', unit=' documents'
   ) as bar:
-    # Neighbours are looked up while other documents adapt.
-    for work, outcome in pool.run(prefetch.prefetch(made, pool.slots + 1)):
-      row = works.row(config, work, outcome, alpha)
+    for row in rows:
       results.append(row)
-      if carry:
-        carry.end(pool.state, row['task'], list(results.rows))
       before += row['log_likelihood'][0]
       after += row['log_likelihood'][-1]
       num_bytes += row['num_bytes']
@@ -220,9 +242,6 @@ def _write_rows(
         f'bits/byte {metrics.bits_per_byte(before, num_bytes):.3f} -> '
         f'{metrics.bits_per_byte(after, num_bytes):.3f}'
       )
-  if carry:
-    carry.close(pool.state, list(results.rows))
-  _say_usage(pool)
 
 
 def _say_compiling(what: str) -> None:

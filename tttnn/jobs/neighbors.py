@@ -24,8 +24,8 @@ from tttnn.methods import select
 
 _SAMPLE = 64  # Texts that an estimate looks at.
 
-# Methods that have no use for neighbours.
-WITHOUT = ('base', 'dynamic_eval')
+# Methods that have no use for documents that are neighbours.
+WITHOUT = ('base', 'dynamic_eval', 'knn_lm', 'retomaton')
 
 Find = Callable[[Sequence[documents_lib.Case]], list[retrieve.Neighbors]]
 

@@ -12,6 +12,7 @@ from tttnn import language_model
 from tttnn import prefetch
 from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import tokenizer as tokenizer_lib
+from tttnn.jobs import knn
 from tttnn.jobs import neighbors
 from tttnn.jobs import selection
 from tttnn.methods import in_context
@@ -19,7 +20,14 @@ from tttnn.methods import interpolation
 from tttnn.methods import schedule
 from tttnn.methods import ttt
 
-METHODS = ('base', 'ttt', 'dynamic_eval', 'in_context', 'interpolation')
+METHODS = (
+  'base',
+  'ttt',
+  'dynamic_eval',
+  'in_context',
+  'interpolation',
+  *knn.METHODS,
+)
 _BATCH = 64  # Documents of one search.
 
 Works = Iterator[schedule.Work]
@@ -58,6 +66,8 @@ def counts(config) -> set[int]:
         f'eval.protocol={config.eval.protocol!r}, but dynamic_eval trains on '
         'the part of a document that split does not score'
       )
+  if method in knn.METHODS:
+    most, key = config.knn.neighbors, 'knn.neighbors'
   if method not in ttt.METHODS:  # Without neighbours and with all of them.
     if most < 1:
       raise ValueError(f'method={method} needs {key}, which is {most}')

@@ -1,0 +1,407 @@
+"""kNN-LM and RetoMaton over documents: read, search, mix, write rows.
+
+The store is one of tokens, by the same language model (`store.key`). What a
+search found for each token can be kept (`knn.cache`), and is then read by runs
+with another lambda, temperature or fewer neighbours.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import math
+import os
+import time
+
+import jax
+import numpy as np
+
+from tttnn import files
+from tttnn import language_model
+from tttnn import prefetch
+from tttnn import sharding
+from tttnn.corpus import buckets
+from tttnn.corpus import documents as documents_lib
+from tttnn.datastore import embed
+from tttnn.datastore import metric as metric_lib
+from tttnn.datastore import retrieve
+from tttnn.datastore import store as store_lib
+from tttnn.datastore import tokens as tokens_lib
+from tttnn.jobs import knn_cache
+from tttnn.methods import automaton as automaton_lib
+from tttnn.methods import knn_lm
+from tttnn.methods import retomaton
+from tttnn.scoring import rolling
+
+METHODS = ('knn_lm', 'retomaton')
+_BATCH = 32  # Documents that RetoMaton takes through the automaton at once.
+_SAMPLE = 1 << 17  # Keys that centroids of states are found with.
+
+
+def store_path(config) -> str:
+  return config.knn.store or config.store.path
+
+
+def identity(config) -> dict:
+  """What rows depend on beside model and documents, flat."""
+  names = ('knn', 'retomaton') if config.method == 'retomaton' else ('knn',)
+  chosen = {
+    f'{name}.{key}': value
+    for name in names
+    for key, value in config[name].items()
+    if key not in ('store', 'cache')
+  }
+  path = store_path(config)
+  if not path:
+    raise ValueError(
+      f'method={config.method} needs knn.store or store.path, a store that '
+      '`build` made with store.key'
+    )
+  store = store_lib.open(path, config.store.index, kind=tokens_lib.KIND)
+  return chosen | {'store': store.fingerprint(), 'seed': config.seed}
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+  """The tokens of a document, as the model sees them.
+
+  Attributes:
+    case: the document.
+    log_p_lm_T: of each token by the model, nats.
+    keys_TxD: of its context.
+    seconds: that reading took.
+  """
+
+  case: documents_lib.Case
+  log_p_lm_T: np.ndarray
+  keys_TxD: np.ndarray
+  seconds: float
+
+
+class Reader:
+  """Log-likelihoods and keys, in one pass of the model."""
+
+  def __init__(self, model: language_model.LanguageModel, kind: str):
+    self._model, self._kind = model, kind
+    shape = jax.ShapeDtypeStruct((1, 1), np.int32)
+    self._scored = jax.jit(
+      lambda params, tokens, targets: model.model.scored_keys(
+        params, tokens, targets, kind
+      )
+    )
+    keys = jax.eval_shape(self._scored, model.params, shape, shape)[1]
+    self.dim = keys.shape[-1]
+
+  def __call__(self, case: documents_lib.Case) -> Read:
+    begin = time.monotonic()
+    windows = self._model.scored(case)
+    sent = []
+    for window in windows:
+      size = buckets.padded(len(window.inputs), self._model.context)
+      tokens, targets = rolling.pad(window, size)
+      sent.append(self._scored(self._model.params, tokens[None], targets[None]))
+    scores, keys = [np.zeros(0, np.float32)], [np.zeros((0, self.dim))]
+    for window, (score_1xT, key_1xTxD) in zip(windows, sent, strict=True):
+      end = len(window.inputs)
+      place = slice(end - len(window.targets), end)
+      scores.append(np.asarray(score_1xT[0])[place])
+      keys.append(np.asarray(key_1xTxD[0], np.float32)[place])
+    return Read(
+      case,
+      np.concatenate(scores),
+      np.concatenate(keys).astype(np.float32),
+      time.monotonic() - begin,
+    )
+
+
+class Neighbors:
+  """Entries of the store next to keys: (distances, ids) of k each."""
+
+  def __init__(self, config, store: store_lib.Store, searcher):
+    self._store, self._searcher = store, searcher
+    self._k = config.knn.neighbors
+    if config.knn.refine < 1:
+      raise ValueError(f'knn.refine={config.knn.refine} is not 1 or more')
+    self._asked = config.knn.refine * self._k + config.knn.drop_self
+    rows = store.manifest.searchable
+    if self._asked > rows:
+      raise ValueError(
+        f'knn.neighbors={self._k} asks for {self._asked} entries, but '
+        f'{store.directory} has {rows}'
+      )
+
+  def __call__(
+    self, keys_QxD: np.ndarray, own_Q: np.ndarray | None = None
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """`own_Q`: the entry that each query itself is, which is left out."""
+    if not len(keys_QxD):
+      return np.zeros((0, self._k), np.float32), np.zeros((0, self._k), int)
+    distances_QxM, ids_QxM = self._searcher.search(keys_QxD, self._asked)
+    if own_Q is not None:
+      distances_QxM, ids_QxM = knn_lm.drop_self(own_Q, distances_QxM, ids_QxM)
+    return distances_QxM[:, : self._k], ids_QxM[:, : self._k]
+
+  def exact(self, keys_QxD: np.ndarray, ids_QxM: np.ndarray) -> np.ndarray:
+    """Distances to the stored keys themselves; inf for id -1."""
+    measure = retomaton.exact(self._store.manifest.metric, self._gather)
+    return measure(keys_QxD, ids_QxM)
+
+  def _gather(self, ids: np.ndarray) -> np.ndarray:
+    metric = self._store.manifest.metric
+    return metric_lib.prepared(metric, self._store.gather(ids))
+
+
+def rows(
+  config,
+  model: language_model.LanguageModel,
+  documents: Sequence[documents_lib.Document],
+) -> Iterator[dict]:
+  """A row of `results.jsonl` a document, in order.
+
+  Raises:
+    ValueError: for a wrong setting, or a store that is not there or of another
+      model.
+  """
+  if config.method == 'knn_lm' and (
+    cache := knn_cache.load(config, identity(config))
+  ):
+    for found in _of_cache(config, model, cache, documents):
+      yield _row(config, *found)
+    return
+  store = store_lib.open(
+    store_path(config), config.store.index, kind=tokens_lib.KIND
+  )
+  reader = Reader(model, store.manifest.keys)
+  with _searcher(config, store) as searcher:
+    fingerprint = embed.fingerprint(model.model, model.params, model.tokenizer)
+    searcher.check(fingerprint, reader.dim, store.manifest.keys)
+    neighbors = Neighbors(config, store, searcher)
+    cases = (
+      model.case(document, config.eval.protocol, config.eval.split_prefix)
+      for document in documents
+    )
+    read = prefetch.prefetch(map(reader, cases), 2)
+    if config.method == 'knn_lm':
+      for found in _of_each_token(config, store, neighbors, read):
+        yield _row(config, *found)
+    else:
+      walk = _walk(config, store, neighbors)
+      for batch in prefetch.batches(read, _BATCH):
+        for found in _of_the_automaton(config, store, neighbors, walk, batch):
+          yield _row(config, *found)
+      print(f'evaluate: {walk.saved:.3f} of the searches are saved')
+
+
+@contextlib.contextmanager
+def _searcher(config, store: store_lib.Store):
+  section = config.store
+  if section.search not in retrieve.SEARCHES:
+    raise ValueError(
+      f'store.search={section.search!r}: tokens are searched by '
+      f'{" or ".join(retrieve.SEARCHES)}'
+    )
+  with retrieve.searcher(
+    store,
+    index=section.index,
+    search=section.search,
+    address=section.address,
+    threads=config.serve.threads,
+    gpu=config.serve.gpu,
+    mesh=sharding.make_mesh(config.mesh.data, config.mesh.model),
+    dtype=section.device_dtype,
+    approximate=section.approximate,
+  ) as searcher:
+    yield searcher
+
+
+def _own(config, store: store_lib.Store, case: documents_lib.Case):
+  """The entries that a document's tokens are; None where that is not asked.
+
+  The document's id is then its line in the store's corpus.
+  """
+  if not config.knn.drop_self:
+    return None
+  line = case.document.doc_id
+  begin, end = store.tokens.line(line)
+  own_T = np.arange(begin, end)
+  if store.tokens.values(own_T).tolist() != list(case.tokens):
+    raise ValueError(
+      f'knn.drop_self: document {line!r} is not line {line!r} of the store'
+    )
+  return own_T
+
+
+def _of_each_token(config, store, neighbors: Neighbors, read):
+  """(read, log p_kNN [T], what the row says more, seconds of searching)."""
+  settings = knn_lm.Settings.create(config.knn)
+  cache = knn_cache.Cache(config, store.manifest.metric, identity(config))
+  for one in read:
+    begin = time.monotonic()
+    own_T = _own(config, store, one.case)
+    distances_Txk, ids_Txk = neighbors(one.keys_TxD, own_T)
+    values_Txk = store.tokens.values(ids_Txk)
+    searching = time.monotonic() - begin
+    cache.add(
+      one.case.tokens, one.log_p_lm_T, distances_Txk, ids_Txk, values_Txk
+    )
+    log_p_T = knn_lm.log_probability(
+      distances_Txk,
+      values_Txk,
+      one.case.tokens,
+      metric=store.manifest.metric,
+      temperature=settings.temperature,
+    )
+    yield one, log_p_T, {}, searching
+  cache.save()
+
+
+def _of_the_automaton(
+  config,
+  store: store_lib.Store,
+  neighbors: Neighbors,
+  walk: retomaton.Walk,
+  batch: Sequence[Read],
+):
+  """The same by RetoMaton, all documents of a batch token by token."""
+  settings = knn_lm.Settings.create(config.knn)
+  lengths_B = np.zeros(_BATCH, int)
+  lengths_B[: len(batch)] = [len(one.case.tokens) for one in batch]
+  most, dim = int(lengths_B.max()), store.manifest.dim
+  tokens_BxT = np.zeros((_BATCH, most), int)
+  keys_BxTxD = np.zeros((_BATCH, most, dim), np.float32)
+  for row, one in enumerate(batch):
+    tokens_BxT[row, : lengths_B[row]] = one.case.tokens
+    keys_BxTxD[row, : lengths_B[row]] = one.keys_TxD
+  log_p_BxT = np.full((_BATCH, most), np.nan)
+  begin = time.monotonic()
+  walk.reset(np.ones(_BATCH, bool))
+  for t in range(most):
+    active_B = t < lengths_B
+    need_B = walk.ask(active_B)
+    answer = neighbors(keys_BxTxD[need_B, t]) if need_B.any() else (None, None)
+    distances_BxM, ids_BxM = walk.candidates(keys_BxTxD[:, t], *answer)
+    log_p_BxT[active_B, t] = knn_lm.log_probability(
+      distances_BxM[active_B],
+      store.tokens.values(ids_BxM[active_B]),
+      tokens_BxT[active_B, t],
+      metric=store.manifest.metric,
+      temperature=settings.temperature,
+    )
+    walk.advance(tokens_BxT[:, t])
+  searching = (time.monotonic() - begin) / len(batch)
+  for row, one in enumerate(batch):
+    more = {'searches': int(walk.searches_B[row])}
+    yield one, log_p_BxT[row, : lengths_B[row]], more, searching
+
+
+def _walk(config, store: store_lib.Store, neighbors: Neighbors):
+  if config.knn.drop_self:
+    raise ValueError('knn.drop_self goes with method=knn_lm alone')
+  settings = retomaton.Settings.create(config.retomaton)
+  return retomaton.Walk(
+    _automaton(config, store, settings),
+    settings,
+    neighbors.exact,
+    rows=_BATCH,
+    neighbors=config.knn.neighbors,
+  )
+
+
+def _automaton(
+  config, store: store_lib.Store, settings: retomaton.Settings
+) -> automaton_lib.Automaton:
+  """That of the store, kept there for each number of states and seed."""
+  name = f'{settings.clusters}-{config.seed}'
+  path = os.path.join(store.directory, 'automaton', name)
+  if os.path.exists(os.path.join(path, 'done')):
+    return automaton_lib.Automaton.load(path)
+  shards = store.tokens.shards
+  values_N = np.concatenate([shard.values for shard in shards])
+  begins = np.cumsum([0] + [len(shard) for shard in shards])
+  starts = np.concatenate(
+    [
+      shard.sequences[:-1] + begin
+      for shard, begin in zip(shards, begins, strict=False)
+    ]
+  )
+  cluster_N = None
+  if settings.clusters:
+    print(f'evaluate: finding {settings.clusters} states of the automaton')
+    count = store.manifest.rows
+    rng = np.random.default_rng(config.seed)
+    sample = rng.choice(count, min(_SAMPLE, count), replace=False)
+    blocks = (
+      np.asarray(block, np.float32)
+      for shard in range(len(shards))
+      for _, block in store.mapped_vectors(shard).blocks()
+    )
+    cluster_N = automaton_lib.clusters(
+      store.gather(np.sort(sample)), blocks, settings.clusters, seed=config.seed
+    )
+  automaton = automaton_lib.build(values_N, starts, cluster_N)
+  automaton.save(path)
+  files.write_if_changed(os.path.join(path, 'done'), b'')
+  return automaton
+
+
+def _row(
+  config, one: Read, log_p_knn_T: np.ndarray, more: dict, searching: float
+) -> dict:
+  case, document = one.case, one.case.document
+  begin = time.monotonic()
+  mixed_T = knn_lm.interpolate(
+    one.log_p_lm_T, log_p_knn_T, config.knn['lambda']
+  )
+  scores = [math.fsum(one.log_p_lm_T), math.fsum(mixed_T)]
+  mixing = time.monotonic() - begin
+  return {
+    'doc_id': document.doc_id,
+    'task': document.task,
+    'method': config.method,
+    'protocol': config.eval.protocol,
+    'num_bytes': case.num_bytes,
+    'num_words': case.num_words,
+    'num_tokens': len(case.tokens),
+    'at': [0, config.knn.neighbors],
+    'log_likelihood': scores,
+    'train_loss': [],
+    'steps': [],
+    'neighbors': [],
+    'missing_neighbors': 0,
+    **more,
+    'seconds': {
+      'retrieve': searching,
+      'select': 0.0,
+      'adapt': 0.0,
+      'score': one.seconds + mixing,
+    },
+    'adapt_seconds': [],
+    'score_seconds': [one.seconds, one.seconds + mixing],
+  }
+
+
+def _of_cache(config, model: language_model.LanguageModel, cache, documents):
+  """As `_of_each_token`, without the model or a search."""
+  settings = knn_lm.Settings.create(config.knn)
+  if len(documents) != len(cache.offsets) - 1:
+    raise ValueError(
+      f'knn.cache={config.knn.cache!r} has {len(cache.offsets) - 1} documents, '
+      f'{len(documents)} are to be scored: it needs all of a run'
+    )
+  for number, document in enumerate(documents):
+    case = model.case(document, config.eval.protocol, config.eval.split_prefix)
+    part = slice(*cache.offsets[number : number + 2])
+    if cache.targets_T[part].tolist() != list(case.tokens):
+      raise ValueError(
+        f'knn.cache={config.knn.cache!r} has other tokens of document '
+        f'{document.doc_id!r}'
+      )
+    nearest = part, slice(0, settings.neighbors)
+    log_p_T = knn_lm.log_probability(
+      cache.distances_Txk[nearest],
+      cache.values_Txk[nearest],
+      case.tokens,
+      metric=cache.metric,
+      temperature=settings.temperature,
+    )
+    yield Read(case, cache.log_p_lm_T[part], None, 0.0), log_p_T, {}, 0.0
