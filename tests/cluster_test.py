@@ -19,6 +19,7 @@ if not importlib.util.find_spec('ray'):
 
 from configs import base
 from tests import tiny
+from tests import world as world_lib
 from tttnn import jobs
 from tttnn.datastore import actors
 from tttnn.datastore import cluster as cluster_lib
@@ -26,7 +27,7 @@ from tttnn.datastore import cluster_server
 from tttnn.datastore import engine as engine_lib
 from tttnn.datastore import store as store_lib
 from tttnn.datastore.actors import ray
-from tttnn.jobs import evaluate
+from tttnn.jobs import works
 
 pytestmark = [
   pytest.mark.slow,
@@ -151,9 +152,7 @@ def healthy(config):
 
 
 def rows_of(workdir):
-  with open(os.path.join(workdir, 'results.jsonl')) as file:
-    rows = [json.loads(line) for line in file]
-  return [{k: v for k, v in row.items() if k != 'seconds'} for row in rows]
+  return world_lib.timeless(world_lib.rows_of(workdir))
 
 
 @pytest.fixture(scope='module')
@@ -218,7 +217,7 @@ def test_faults_in_mid_evaluation_change_no_row(
   world, nodes, server, expected, tmp_path, monkeypatch
 ):
   config = clustered(world, nodes)
-  monkeypatch.setattr(evaluate, '_BATCH', 2)
+  monkeypatch.setattr(works, '_BATCH', 2)
   search, texts = cluster_lib.Client.search, cluster_lib.Client.texts
   head = nodes.head_node.node_id
   events, timers = [], []

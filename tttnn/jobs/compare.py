@@ -73,16 +73,18 @@ def run(config, workdir: str) -> None:
   Raises:
     ValueError: for a wrong setting, or what the runs raise.
   """
-  runs = _runs(config)
+  runs = _runs(config, config.compare.names)
   if config.dry_run:
     for one in runs:
       print(f'== {one.name}')
       jobs.run(_step(one.config, dry_run=True), '')
     return
   validation = _choices(config, runs)
-  _look_up(config, runs, workdir, 'test', config.eval.documents)
+  # Enough for every run there is, so that others may join later.
+  most = _candidates(runs) and _candidates(_runs(config, '*'))
+  _look_up(config, most, workdir, 'test', config.eval.documents)
   if validation:
-    _look_up(config, runs, workdir, 'validation', config.eval.validation)
+    _look_up(config, most, workdir, 'validation', config.eval.validation)
   chosen, rows = {}, {}
   for one in runs:
     chosen[one.name] = _choose(one, validation.get(one.name, ()), workdir)
@@ -93,9 +95,9 @@ def run(config, workdir: str) -> None:
   _report(config, workdir, chosen, rows)
 
 
-def _runs(config) -> list[Run]:
-  """Those of `compare.runs` whose names are asked for."""
-  patterns = [pattern.strip() for pattern in config.compare.names.split(',')]
+def _runs(config, names: str) -> list[Run]:
+  """Those of `compare.runs` with names that fit one of the globs."""
+  patterns = [pattern.strip() for pattern in names.split(',')]
   found = []
   for name, overrides in config.compare.runs:
     if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
@@ -113,10 +115,8 @@ def _runs(config) -> list[Run]:
     works.counts(own)  # Refuses wrong counts before anything is run.
     found.append(Run(name, own, parts))
   if not found:
-    names = ', '.join(name for name, _ in config.compare.runs)
-    raise ValueError(
-      f'compare.names={config.compare.names!r} fits none of the runs: {names}'
-    )
+    there = ', '.join(name for name, _ in config.compare.runs)
+    raise ValueError(f'compare.names={names!r} fits none of the runs: {there}')
   return found
 
 
@@ -149,24 +149,29 @@ def _choices(config, runs: Sequence[Run]) -> dict[str, tuple]:
   return found
 
 
-def _look_up(
-  config, runs: Sequence[Run], workdir: str, name: str, spec: str
-) -> None:
-  """Writes the candidates of all documents of `spec`, enough for every run."""
-  most = [
-    select.Settings.create(one.config.selection).candidates(
-      one.config.retrieval.neighbors
-    )
-    for one in runs
-    if one.config.method not in neighbors.WITHOUT
-  ]
+def _candidates(runs: Sequence[Run]) -> int:
+  """How many each document needs, for the run that needs most."""
+  return max(
+    (
+      select.Settings.create(one.config.selection).candidates(
+        one.config.retrieval.neighbors
+      )
+      for one in runs
+      if one.config.method not in neighbors.WITHOUT
+    ),
+    default=0,
+  )
+
+
+def _look_up(config, most: int, workdir: str, name: str, spec: str) -> None:
+  """Writes so many candidates of all documents of `spec`."""
   if not most:
     return
   search = _step(
     config,
     method='ttt',
     selection__name='knn',
-    retrieval__neighbors=max(most),
+    retrieval__neighbors=most,
     eval__documents=spec,
   )
   if name == 'validation':
