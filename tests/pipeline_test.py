@@ -11,6 +11,7 @@ import time
 import pytest
 
 from configs import base
+from tests import world as world_lib
 from tttnn import jobs
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -53,9 +54,7 @@ def files_of(directory):
 
 
 def rows_of(workdir):
-  with open(workdir / 'results.jsonl') as file:
-    rows = [json.loads(line) for line in file]
-  return [{k: v for k, v in row.items() if k != 'seconds'} for row in rows]
+  return world_lib.timeless(world_lib.rows_of(workdir))
 
 
 @pytest.fixture(scope='module')
