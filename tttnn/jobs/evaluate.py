@@ -270,7 +270,8 @@ def _dry_run(config, at: set[int], documents) -> None:
   scored = itertools.chain.from_iterable(map(model.scored, cases))
   seconds, steps = 0.0, 0
   inputs = [window.inputs for window in scored]
-  passes = 1 if config.method == 'interpolation' else len(at)
+  once = ('interpolation', *knn.METHODS)  # Of which searches are not timed.
+  passes = 1 if config.method in once else len(at)
   for size, count, programs in trial.sizes(inputs, model.context, pool.fine):
     document = rolling.windows([model.start] * size, size, model.start)
     work = schedule.Work('', {0: document})
