@@ -8,16 +8,17 @@ whole covariances, from the same; it must come to the same picks.
 import dataclasses
 import os
 import pathlib
+import time
 
 import numpy as np
 
 from tttnn import files
 from tttnn.benchmarks import bench
 from tttnn.benchmarks import rival as rival_lib
-from tttnn.benchmarks import search
 from tttnn.methods import select
 
 RIVAL = 'SIFT, whole covariances'
+_REST = 0.2  # Seconds.
 WAYS = {'sift': 'SIFT', 'frank_wolfe': 'Frank-Wolfe'}
 
 
@@ -98,8 +99,19 @@ def measure(config, workdir: str) -> dict:
 
 
 def _timed(calls, repeats: int) -> dict[str, list[float]]:
-  seconds = search.timed(list(calls.values()), 3 * repeats)
-  return dict(zip(calls, seconds, strict=True))
+  """Seconds of each way, in turns, with a rest before each.
+
+  The threads of a BLAS spin for some 20 ms after its last product, and would
+  take a core from the next way.
+  """
+  seconds = {way: [] for way in calls}
+  for turn in range(3 * repeats):
+    for way in bench.rotated(list(calls), turn):
+      time.sleep(_REST)
+      begin = time.perf_counter()
+      calls[way]()
+      seconds[way].append(time.perf_counter() - begin)
+  return seconds
 
 
 def _shape(config) -> Shape:

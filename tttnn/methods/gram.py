@@ -118,6 +118,8 @@ def _squared(square: float) -> str:
 def _repeated(vectors_MxD: np.ndarray) -> np.ndarray:
   """Whether a vector equals an earlier one [M]."""
   repeated_M = np.zeros(len(vectors_MxD), bool)
+  if len(set(vectors_MxD[:, 0].tolist())) == len(vectors_MxD):
+    return repeated_M
   # Few share their first number, so few have to be compared.
   values, counts = np.unique(vectors_MxD[:, 0], return_counts=True)
   seen = set()
