@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 
+from tests import figures
 from tttnn.reporting import frontier
 from tttnn.reporting import frontier_plots
 from tttnn.reporting import plots
@@ -179,12 +180,7 @@ def test_the_bars_are_the_seconds_at_the_largest_count():
 )
 def test_no_text_is_cut_off(draw, points):
   fig = draw(points)
-  plots.png(fig)  # Lays the figure out.
-  ink = fig.get_tightbbox()  # Inches, of all that is drawn.
-  width, height = fig.get_size_inches()
-  assert ink.x0 >= 0 and ink.x1 <= width
-  assert ink.y0 >= 0 and ink.y1 <= height
-  assert ink.width > 0.9 * width
+  figures.assert_nothing_is_cut_off(fig)
   (ax,) = fig.axes
   (legend,) = fig.legends
   assert not ax.bbox.overlaps(legend.get_window_extent())

@@ -9,6 +9,7 @@ import transformers
 
 from configs import base
 from tests import tiny
+from tests import world as world_lib
 from tttnn import jobs
 from tttnn.corpus import tokenizer as tokenizer_lib
 
@@ -46,20 +47,11 @@ def world(tmp_path_factory):
   return config
 
 
-def changed(world, **changes):
-  config = world.copy_and_resolve_references()
-  for key, value in changes.items():
-    section, _, leaf = key.partition('__')
-    if leaf:
-      config[section][leaf] = value
-    else:
-      config[section] = value
-  return config
-
-
 def run(world, output, **changes) -> list[dict]:
   """The rows that the job writes."""
-  jobs.run(changed(world, generate__output=str(output), **changes), '')
+  jobs.run(
+    world_lib.changed(world, generate__output=str(output), **changes), ''
+  )
   with open(output) as file:
     return [json.loads(line) for line in file]
 
@@ -150,7 +142,7 @@ def test_the_neighbors_are_those_of_the_prompt(world, tmp_path):
   corpus = tiny.write_jsonl(
     tmp_path / 'train.jsonl', tiny.documents(30, seed=1)
   )
-  store = changed(
+  store = world_lib.changed(
     world,
     job='build',
     corpus__train=corpus,
@@ -159,7 +151,7 @@ def test_the_neighbors_are_those_of_the_prompt(world, tmp_path):
   )
   jobs.run(store, str(tmp_path / 'build'))
   queried = tmp_path / 'queried.jsonl'
-  config = changed(
+  config = world_lib.changed(
     store,
     job='query',
     query__input=world.generate.input,
@@ -212,7 +204,7 @@ def test_one_prompt_is_shown_side_by_side(
 ):
   monkeypatch.setenv('COLUMNS', '80')
   monkeypatch.chdir(tmp_path)
-  config = changed(world, generate__input='', generate__prompt='fox')
+  config = world_lib.changed(world, generate__input='', generate__prompt='fox')
   jobs.run(config, '')
   lines = capsys.readouterr().out.splitlines()
   assert 'fox' in lines
@@ -238,7 +230,7 @@ def test_weights_that_diverge_give_no_text(world, rows, tmp_path, capsys):
   found = run(world, output, ttt__learning_rate=1e38)
   assert [row['after'] for row in found] == [None] * len(rows)
   assert [row['before'] for row in found] == [row['before'] for row in rows]
-  config = changed(world, ttt__learning_rate=1e38)
+  config = world_lib.changed(world, ttt__learning_rate=1e38)
   jobs.run(config, '')
   assert 'the logits are not finite' in capsys.readouterr().out
 
@@ -264,12 +256,12 @@ def test_weights_that_diverge_give_no_text(world, rows, tmp_path, capsys):
 )
 def test_bad_input_is_refused(world, changes, message):
   with pytest.raises(ValueError, match=message):
-    jobs.run(changed(world, **changes), '')
+    jobs.run(world_lib.changed(world, **changes), '')
 
 
 def test_dry_run_prints_and_leaves_nothing(world, tmp_path, capsys):
   output = tmp_path / 'texts.jsonl'
-  config = changed(world, dry_run=True, generate__output=str(output))
+  config = world_lib.changed(world, dry_run=True, generate__output=str(output))
   jobs.run(config, str(tmp_path / 'w'))
   printed = capsys.readouterr().out
   for word in ('documents       4', 'steps', 'memory', 'estimated time'):

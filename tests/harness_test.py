@@ -158,19 +158,25 @@ def test_whole_texts_are_scored_as_evaluate_does(
     assert (np.abs(np.subtract(found, before)) > 1e-3).sum() >= 3
 
 
-def test_choices_are_scored_after_a_loop_in_pytorch(
-  arguments, adapted, nearest
-):
-  context = harness_world.PAIRS[0][0]
-  tokenizer = tokenizer_lib.load(arguments['model.path'])
+def torch_adapted(arguments):
+  """(tokenizer, reference, settings) of a loop in PyTorch."""
+  path = arguments['model.path']
   reference = transformers.GPT2LMHeadModel.from_pretrained(
-    arguments['model.path'], attn_implementation='eager'
+    path, attn_implementation='eager'
   ).eval()
   settings = ttt.Settings(
     learning_rate=arguments['ttt.learning_rate'],
     max_length=CONTEXT,
     stride=CONTEXT,
   )
+  return tokenizer_lib.load(path), reference, settings
+
+
+def test_choices_are_scored_after_a_loop_in_pytorch(
+  arguments, adapted, nearest
+):
+  context = harness_world.PAIRS[0][0]
+  tokenizer, reference, settings = torch_adapted(arguments)
   trained = tokenizer_lib.encode(tokenizer, nearest(context))
   torch_loop.run(reference, [], trained, settings, 0)  # Changes the reference.
   before = len(tokenizer_lib.encode(tokenizer, [context])[0])
@@ -265,15 +271,7 @@ def test_neighbors_stand_in_front_where_they_fit(arguments, oracle, nearest):
 
 
 def test_texts_are_those_of_the_adapted_model(arguments, adapted, nearest):
-  tokenizer = tokenizer_lib.load(arguments['model.path'])
-  reference = transformers.GPT2LMHeadModel.from_pretrained(
-    arguments['model.path'], attn_implementation='eager'
-  ).eval()
-  settings = ttt.Settings(
-    learning_rate=arguments['ttt.learning_rate'],
-    max_length=CONTEXT,
-    stride=CONTEXT,
-  )
+  tokenizer, reference, settings = torch_adapted(arguments)
   prompts = ['five boxing wizards', '17 23 991', '']
   found = harness_world.texts_of(adapted, prompts, max_gen_toks=10)
   for prompt, text in zip(prompts, found, strict=True):

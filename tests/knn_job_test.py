@@ -246,7 +246,10 @@ def test_a_wider_search_makes_up_for_a_poor_index(config, finished, tmp_path):
     ({'store__path': ''}, 'needs knn.store or store.path'),
     ({'knn__refine': 0}, 'refine=0 is not 1 or more'),
     ({'knn__neighbors': 10**6}, 'neighbors=1000000 asks for 1000000 entries'),
-    ({'store__search': 'cluster'}, "search='cluster': tokens are searched by"),
+    (
+      {'store__search': 'cluster'},
+      "search='cluster' is not one of faiss, device",
+    ),
     (
       {'method': 'retomaton', 'knn__drop_self': True},
       'drop_self goes with method=knn_lm',

@@ -5,6 +5,7 @@ import math
 import matplotlib
 import pytest
 
+from tests import figures
 from tttnn.reporting import plots
 from tttnn.scoring import metrics
 
@@ -96,12 +97,7 @@ def test_noise_is_not_blown_up():
 )
 def test_no_text_is_cut_off(draw, table):
   fig = draw(table)
-  plots.png(fig)  # Lays the figure out.
-  ink = fig.get_tightbbox()  # Inches, of all that is drawn.
-  width, height = fig.get_size_inches()
-  assert ink.x0 >= 0 and ink.x1 <= width
-  assert ink.y0 >= 0 and ink.y1 <= height
-  assert ink.width > 0.9 * width
+  figures.assert_nothing_is_cut_off(fig)
 
 
 def test_names_are_shown_as_they_are():

@@ -96,6 +96,14 @@ def parse(shapes: str, known: Mapping[str, Any]) -> dict[str, Any]:
   return {name: known[name] for name in names}
 
 
+def parse_one(name: str, shapes: str, known: Mapping[str, Any]) -> Any:
+  """The one shape that a benchmark, `name`, takes; errors as of `parse`."""
+  found = parse(shapes, known)
+  if len(found) != 1:
+    raise ValueError(f'benchmark.shapes={shapes!r}: of {name}, name one')
+  return found.popitem()[1]
+
+
 def engine_process(module: str) -> process.Process:
   """A process of this program's side, `module` of `tttnn.benchmarks`."""
   return process.Process(

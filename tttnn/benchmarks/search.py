@@ -77,7 +77,7 @@ def measure(config, workdir: str) -> dict:
   """
   if not workdir:
     raise ValueError('benchmark needs --workdir, where the made-up stores go')
-  shape = _shape(config)
+  shape = bench.parse_one('search', config.benchmark.shapes, SHAPES)
   directory = pathlib.Path(workdir) / 'search'
   repeats = config.benchmark.repeats
   rng = np.random.default_rng(config.seed)
@@ -111,23 +111,13 @@ def measure(config, workdir: str) -> dict:
   return found
 
 
-def _shape(config) -> Shape:
-  """The one that is named: they differ in size alone."""
-  found = bench.parse(config.benchmark.shapes, SHAPES)
-  if len(found) != 1:
-    raise ValueError(
-      f'benchmark.shapes={config.benchmark.shapes!r}: of search, name one'
-    )
-  return found.popitem()[1]
-
-
 def say(text: str) -> None:
   print(f'benchmark: search: {text}', flush=True)
 
 
 def cost(config) -> dict:
   """What `estimate.show` prints."""
-  shape = _shape(config)
+  shape = bench.parse_one('search', config.benchmark.shapes, SHAPES)
   rows = _FEW + shape.rows + shape.large
   repeats = config.benchmark.repeats
   asking = 3 * (repeats + 1) * (shape.seconds + 3)

@@ -57,7 +57,7 @@ def measure(config, workdir: str) -> dict:
   """
   if not workdir:
     raise ValueError('benchmark needs --workdir, where the made-up pools go')
-  shape = _shape(config)
+  shape = bench.parse_one('select', config.benchmark.shapes, SHAPES)
   queries_QxD, vectors_QxMxD = make_pools(shape, config.seed)
   distances = np.linalg.norm(vectors_QxMxD - queries_QxD[:, None], axis=2)
   lambda_ = config.selection['lambda']
@@ -114,19 +114,9 @@ def _timed(calls, repeats: int) -> dict[str, list[float]]:
   return seconds
 
 
-def _shape(config) -> Shape:
-  """The one that is named: they differ in size alone."""
-  found = bench.parse(config.benchmark.shapes, SHAPES)
-  if len(found) != 1:
-    raise ValueError(
-      f'benchmark.shapes={config.benchmark.shapes!r}: of select, name one'
-    )
-  return found.popitem()[1]
-
-
 def cost(config) -> dict:
   """What `estimate.show` prints."""
-  shape = _shape(config)
+  shape = bench.parse_one('select', config.benchmark.shapes, SHAPES)
   vectors = shape.queries * shape.pool * shape.dim
   return {
     'documents': shape.queries,

@@ -7,7 +7,6 @@ with another lambda, temperature or fewer neighbours.
 
 from collections.abc import Iterator
 from collections.abc import Sequence
-import contextlib
 import dataclasses
 import math
 import os
@@ -19,7 +18,6 @@ import numpy as np
 from tttnn import files
 from tttnn import language_model
 from tttnn import prefetch
-from tttnn import sharding
 from tttnn.corpus import buckets
 from tttnn.corpus import documents as documents_lib
 from tttnn.datastore import embed
@@ -28,6 +26,8 @@ from tttnn.datastore import retrieve
 from tttnn.datastore import store as store_lib
 from tttnn.datastore import tokens as tokens_lib
 from tttnn.jobs import knn_cache
+from tttnn.jobs import neighbors as neighbors_lib
+from tttnn.jobs import rows as rows_lib
 from tttnn.methods import automaton as automaton_lib
 from tttnn.methods import knn_lm
 from tttnn.methods import retomaton
@@ -172,7 +172,8 @@ def rows(
     store_path(config), config.store.index, kind=tokens_lib.KIND
   )
   reader = Reader(model, store.manifest.keys)
-  with _searcher(config, store) as searcher:
+  how = neighbors_lib.how_to_search(config, retrieve.SEARCHES)
+  with retrieve.searcher(store, **how) as searcher:
     fingerprint = embed.fingerprint(model.model, model.params, model.tokenizer)
     searcher.check(fingerprint, reader.dim, store.manifest.keys)
     neighbors = Neighbors(config, store, searcher)
@@ -192,28 +193,6 @@ def rows(
       print(f'evaluate: {walk.saved:.3f} of the searches are saved')
 
 
-@contextlib.contextmanager
-def _searcher(config, store: store_lib.Store):
-  section = config.store
-  if section.search not in retrieve.SEARCHES:
-    raise ValueError(
-      f'store.search={section.search!r}: tokens are searched by '
-      f'{" or ".join(retrieve.SEARCHES)}'
-    )
-  with retrieve.searcher(
-    store,
-    index=section.index,
-    search=section.search,
-    address=section.address,
-    threads=config.serve.threads,
-    gpu=config.serve.gpu,
-    mesh=sharding.make_mesh(config.mesh.data, config.mesh.model),
-    dtype=section.device_dtype,
-    approximate=section.approximate,
-  ) as searcher:
-    yield searcher
-
-
 def _own(config, store: store_lib.Store, case: documents_lib.Case):
   """The entries that a document's tokens are; None where that is not asked.
 
@@ -222,6 +201,10 @@ def _own(config, store: store_lib.Store, case: documents_lib.Case):
   if not config.knn.drop_self:
     return None
   line = case.document.doc_id
+  if not isinstance(line, int):
+    raise ValueError(
+      f'knn.drop_self: the doc_id {line!r} is not the number of a line'
+    )
   begin, end = store.tokens.line(line)
   own_T = np.arange(begin, end)
   if store.tokens.values(own_T).tolist() != list(case.tokens):
@@ -347,36 +330,24 @@ def _automaton(
 def _row(
   config, one: Read, log_p_knn_T: np.ndarray, more: dict, searching: float
 ) -> dict:
-  case, document = one.case, one.case.document
   begin = time.monotonic()
   mixed_T = knn_lm.interpolate(
     one.log_p_lm_T, log_p_knn_T, config.knn['lambda']
   )
   scores = [math.fsum(one.log_p_lm_T), math.fsum(mixed_T)]
-  mixing = time.monotonic() - begin
+  mixed = one.seconds + time.monotonic() - begin
+  known = rows_lib.about(config, one.case)
   return {
-    'doc_id': document.doc_id,
-    'task': document.task,
-    'method': config.method,
-    'protocol': config.eval.protocol,
-    'num_bytes': case.num_bytes,
-    'num_words': case.num_words,
-    'num_tokens': len(case.tokens),
+    **known,
+    **more,
     'at': [0, config.knn.neighbors],
     'log_likelihood': scores,
     'train_loss': [],
     'steps': [],
-    'neighbors': [],
-    'missing_neighbors': 0,
-    **more,
-    'seconds': {
-      'retrieve': searching,
-      'select': 0.0,
-      'adapt': 0.0,
-      'score': one.seconds + mixing,
-    },
+    'seconds': known['seconds']
+    | {'retrieve': searching, 'adapt': 0.0, 'score': mixed},
     'adapt_seconds': [],
-    'score_seconds': [one.seconds, one.seconds + mixing],
+    'score_seconds': [one.seconds, mixed],
   }
 
 

@@ -227,26 +227,34 @@ def _search(config, stack: contextlib.ExitStack) -> Find:
 
 def retriever(config) -> contextlib.AbstractContextManager[retrieve.Retriever]:
   """Over the store of the run, for the length of a context."""
-  store = config.store
-  if store.search == 'cluster':
+  how = how_to_search(config, (*retrieve.SEARCHES, 'cluster'))
+  if config.store.search == 'cluster':
     return _cluster_retriever(config)
-  if store.search not in retrieve.SEARCHES:
+  embedder = embed.load(**config.embedder)
+  return retrieve.connect(config.store.path, embedder, **how)
+
+
+def how_to_search(config, searches: Sequence[str]) -> dict:
+  """The arguments of `retrieve.connect` and `.searcher`, by the config.
+
+  Raises:
+    ValueError: unless store.search is one of `searches`.
+  """
+  store = config.store
+  if store.search not in searches:
     raise ValueError(
-      f'store.search={store.search!r} is not one of '
-      f'{", ".join((*retrieve.SEARCHES, "cluster"))}'
+      f'store.search={store.search!r} is not one of {", ".join(searches)}'
     )
-  return retrieve.connect(
-    store.path,
-    embed.load(**config.embedder),
-    index=store.index,
-    search=store.search,
-    address=store.address,
-    threads=config.serve.threads,
-    gpu=config.serve.gpu,
-    mesh=sharding.make_mesh(config.mesh.data, config.mesh.model),
-    dtype=store.device_dtype,
-    approximate=store.approximate,
-  )
+  return {
+    'index': store.index,
+    'search': store.search,
+    'address': store.address,
+    'threads': config.serve.threads,
+    'gpu': config.serve.gpu,
+    'mesh': sharding.make_mesh(config.mesh.data, config.mesh.model),
+    'dtype': store.device_dtype,
+    'approximate': store.approximate,
+  }
 
 
 @contextlib.contextmanager

@@ -88,17 +88,21 @@ def choose(
 
 @dataclasses.dataclass(frozen=True)
 class _Pool:
-  """The candidates that the filters left, and where they were among all."""
+  """The candidates that the filters left, and where they were among all.
+
+  `shares` are overlaps that the filters looked at, by text.
+  """
 
   neighbors: list[retrieve.Neighbor]
   places: list[int]
   removed: dict[str, int]
+  shares: dict[str, float]
 
 
 def _filtered(
   section, case: documents_lib.Case, candidates: retrieve.Neighbors
 ) -> _Pool:
-  removed = {}
+  removed, shares = {}, {}
   places = list(range(len(candidates)))
 
   def keep(name, is_kept):
@@ -114,23 +118,30 @@ def _filtered(
     limit = section.max_distance
     keep('max_distance', lambda i: candidates[i].distance < limit)
   if section.max_overlap:
-    texts = [candidate.text for candidate in candidates]
-    shares = overlap.shares(case.text, texts, section.overlap_words)
-    keep('max_overlap', lambda i: shares[i] <= section.max_overlap)
-  return _Pool([candidates[i] for i in places], places, removed)
+    shares = _shares(section, case, candidates)
+    most = section.max_overlap
+    keep('max_overlap', lambda i: shares[candidates[i].text] <= most)
+  return _Pool([candidates[i] for i in places], places, removed, shares)
+
+
+def _shares(
+  section, case: documents_lib.Case, neighbors_: Sequence[retrieve.Neighbor]
+) -> dict[str, float]:
+  """Overlap of each text with the scored one."""
+  texts = list({neighbor.text: None for neighbor in neighbors_})
+  shares = overlap.shares(case.text, texts, section.overlap_words)
+  return dict(zip(texts, shares, strict=True))
 
 
 def _chosen(
   config, wanted, case, found, pool, picks, searching, selecting
 ) -> Chosen:
   picked = [pool.neighbors[i] for i in picks.indices]
-  texts = list({neighbor.text: None for neighbor in picked})
-  shares = overlap.shares(case.text, texts, config.retrieval.overlap_words)
-  by_text = dict(zip(texts, shares, strict=True))
+  shares = pool.shares or _shares(config.retrieval, case, picked)
   stops = pool.neighbors and config.selection.alpha
   return Chosen(
     neighbors=picked,
-    overlaps=[by_text[neighbor.text] for neighbor in picked],
+    overlaps=[shares[neighbor.text] for neighbor in picked],
     remaining=picks.remaining,
     removed=pool.removed,
     missing=0 if stops else wanted - len(picked),

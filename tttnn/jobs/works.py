@@ -14,6 +14,7 @@ from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import tokenizer as tokenizer_lib
 from tttnn.jobs import knn
 from tttnn.jobs import neighbors
+from tttnn.jobs import rows
 from tttnn.jobs import selection
 from tttnn.methods import in_context
 from tttnn.methods import interpolation
@@ -207,19 +208,7 @@ def _about(
   config, case: documents_lib.Case, chosen: selection.Chosen | None
 ) -> dict:
   """What a row has before anything is computed."""
-  document = case.document
-  about = {
-    'doc_id': document.doc_id,
-    'task': document.task,
-    'method': config.method,
-    'protocol': config.eval.protocol,
-    'num_bytes': case.num_bytes,
-    'num_words': case.num_words,
-    'num_tokens': len(case.tokens),
-    'neighbors': [],
-    'missing_neighbors': 0,
-    'seconds': {'retrieve': 0.0, 'select': 0.0},
-  }
+  about = rows.about(config, case)
   if chosen is None:
     return about
   about |= {
