@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from configs import benchmark as benchmark_config
+from tests import figures
 from tttnn import jobs
 from tttnn.benchmarks import bench as bench_lib
 from tttnn.benchmarks import compare
@@ -22,7 +23,6 @@ from tttnn.benchmarks import sides
 from tttnn.benchmarks import ttt
 from tttnn.benchmarks import ttt_report
 from tttnn.benchmarks import workload
-from tttnn.reporting import plots
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = ROOT / 'launch' / 'rivals' / 'ttt_torch.py'
@@ -122,12 +122,8 @@ def test_cost_over_neighbors_and_windows_is_measured(finished):
       # Eight times the work takes longer, however busy the machine is.
       assert curve['median_seconds'][-1] > curve['median_seconds'][0]
   fig = ttt_report.draw(result)
-  plots.png(fig)
   assert [len(ax.lines) for ax in fig.axes] == [4, 4]
-  ink = fig.get_tightbbox()
-  width, height = fig.get_size_inches()
-  assert ink.x0 >= 0 and ink.x1 <= width
-  assert ink.y0 >= 0 and ink.y1 <= height
+  figures.assert_nothing_is_cut_off(fig)
 
 
 def test_without_torch_this_side_is_measured_alone(tmp_path, capsys):

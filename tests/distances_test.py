@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import distances as distances_config
+from tests import figures
 from tests import index_test
 from tests import tiny
 from tttnn import jobs
@@ -268,10 +269,7 @@ def test_the_figure_draws_them_and_cuts_nothing_off(near, k):
   ]
   assert shades[0] > shades[1] + 0.2  # Told apart in grey.
   assert len(names.get_legend().get_texts()) == 2
-  plots.png(fig)  # Lays the figure out.
-  ink, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
-  assert ink.x0 >= 0 and ink.x1 <= width
-  assert ink.y0 >= 0 and ink.y1 <= height
+  figures.assert_nothing_is_cut_off(fig)
 
 
 @pytest.mark.parametrize('render', [plots.png, plots.pdf])

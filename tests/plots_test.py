@@ -100,6 +100,24 @@ def test_no_text_is_cut_off(draw, table):
   figures.assert_nothing_is_cut_off(fig)
 
 
+def test_lines_leave_room_for_their_ticks():
+  def line(*seconds):
+    return plots.Line([1, 2, 4, 8], seconds, 0.002, seconds[-1] / 8)
+
+  panels = {
+    'neighbours of one window': {
+      'tttnn': line(0.0055, 0.0065, 0.0098, 0.0203),
+      'PyTorch': line(0.0192, 0.0383, 0.0668, 0.1385),
+    },
+    'windows of one neighbour': {
+      'tttnn': line(0.0055, 0.0064, 0.0077, 0.0141),
+      'PyTorch': line(0.0233, 0.0354, 0.0568, 0.1058),
+    },
+  }
+  fig = plots.straight_lines(panels, 'seconds a document (mini)')
+  figures.assert_nothing_is_cut_off(fig)
+
+
 def test_names_are_shown_as_they_are():
   names = ['$x_1$ <b>', 'a\nb\x07', 'no' * 60]
   table = _table(*((name, [0, 1], [1.0, 0.5]) for name in names))
