@@ -57,13 +57,10 @@ def each(
     numbers = range(begin, min(begin + at_once, len(queries_QxD)))
     most = max(len(vectors[number]) for number in numbers)
     # Memory that is there: fresh pages cost a tenth of a product.
-    scratch_MxD = np.empty((most, queries_QxD.shape[1]))
+    scratch_RxD = np.empty((most + 1, queries_QxD.shape[1]))
     return function(
       [
-        Products(
-          *_products(queries_QxD[number], vectors[number], number, scratch_MxD),
-          ~_repeated(vectors[number]),
-        )
+        _products(queries_QxD[number], vectors[number], number, scratch_RxD)
         for number in numbers
       ]
     )
@@ -82,48 +79,47 @@ def _products(
   query_D: np.ndarray,
   vectors_MxD: np.ndarray,
   number: int,
-  scratch_MxD: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
+  scratch_RxD: np.ndarray,
+) -> Products:
   if vectors_MxD.shape[1:] != query_D.shape:
     raise ValueError(
       f'query {number} has shape {list(query_D.shape)}, its candidates '
       f'{list(vectors_MxD.shape)}'
     )
-  query_D = query_D.astype(np.float64)
-  scratch_MxD = scratch_MxD[: len(vectors_MxD)]
-  np.copyto(scratch_MxD, vectors_MxD)
-  vectors_MxD = scratch_MxD
-  square = query_D @ query_D
-  gram_MxM = vectors_MxD @ vectors_MxD.T  # BLAS computes one triangle.
-  squares_M = np.diagonal(gram_MxM)
-  if not 0 < square < np.inf:
-    raise ValueError(f'query {number} has no direction, {_squared(square)}')
-  bad_M = np.flatnonzero(~((squares_M > 0) & (squares_M < np.inf)))
-  if bad_M.size:
+  # The query is one more row: by itself it would cost three times as much.
+  rows_RxD = scratch_RxD[: len(vectors_MxD) + 1]
+  rows_RxD[:-1] = vectors_MxD
+  rows_RxD[-1] = query_D
+  gram_RxR = rows_RxD @ rows_RxD.T  # BLAS computes one triangle.
+  squares_R = np.diagonal(gram_RxR)
+  bad_R = np.flatnonzero(~((squares_R > 0) & (squares_R < np.inf)))
+  if bad_R.size:
+    bad = int(bad_R[0])
+    who = f'query {number}'
+    if bad < len(vectors_MxD):
+      who = f'candidate {bad} of {who}'
     raise ValueError(
-      f'candidate {bad_M[0]} of query {number} has no direction, '
-      f'{_squared(squares_M[bad_M[0]])}'
+      f'{who} has no direction, its squared length is {squares_R[bad]}'
     )
-  scale_M = 1 / np.sqrt(squares_M)
-  cosines_M = vectors_MxD @ query_D * (scale_M / np.sqrt(square))
-  gram_MxM *= scale_M
-  gram_MxM *= scale_M[:, None]
-  return cosines_M, gram_MxM
-
-
-def _squared(square: float) -> str:
-  return f'its squared length is {square}'
+  scale_R = 1 / np.sqrt(squares_R)
+  gram_RxR *= scale_R
+  gram_RxR *= scale_R[:, None]
+  return Products(
+    gram_RxR[-1, :-1], gram_RxR[:-1, :-1], ~_repeated(rows_RxD[:-1])
+  )
 
 
 def _repeated(vectors_MxD: np.ndarray) -> np.ndarray:
   """Whether a vector equals an earlier one [M]."""
   repeated_M = np.zeros(len(vectors_MxD), bool)
-  if len(set(vectors_MxD[:, 0].tolist())) == len(vectors_MxD):
-    return repeated_M
   # Few share their first number, so few have to be compared.
-  values, counts = np.unique(vectors_MxD[:, 0], return_counts=True)
+  first_M = vectors_MxD[:, 0].copy()
+  values_M = np.sort(first_M)
+  twice = values_M[1:][values_M[1:] == values_M[:-1]]
+  if not len(twice):
+    return repeated_M
   seen = set()
-  for i in np.flatnonzero(np.isin(vectors_MxD[:, 0], values[counts > 1])):
+  for i in np.flatnonzero(np.isin(first_M, twice)):
     key = vectors_MxD[i].tobytes()
     repeated_M[i] = key in seen
     seen.add(key)
