@@ -6,6 +6,7 @@ import os
 
 import jax
 import numpy as np
+import tokenizers
 import torch
 import transformers
 
@@ -199,3 +200,29 @@ def write_models(directory) -> tuple[str, str]:
       )
     reference.save_pretrained(path)
   return lm, embedder
+
+
+def t5_tokenizer(directory: str):
+  """A small T5 tokenizer, kept in `directory`."""
+  unigram = tokenizers.Tokenizer(tokenizers.models.Unigram())
+  unigram.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+  unigram.decoder = tokenizers.decoders.Metaspace()
+  unigram.train_from_iterator(
+    documents(30),
+    tokenizers.trainers.UnigramTrainer(
+      vocab_size=90,
+      special_tokens=['<pad>', '</s>', '<unk>'],
+      unk_token='<unk>',
+      show_progress=False,
+    ),
+  )
+  roles = {'pad_token': '<pad>', 'eos_token': '</s>', 'unk_token': '<unk>'}
+  made = transformers.PreTrainedTokenizerFast(tokenizer_object=unigram, **roles)
+  made.save_pretrained(directory)
+  path = os.path.join(directory, 'tokenizer_config.json')
+  with open(path, encoding='utf-8') as file:
+    config = json.load(file)
+  config |= {'tokenizer_class': 'T5Tokenizer', 'extra_ids': 0}
+  with open(path, 'w', encoding='utf-8') as file:
+    json.dump(config, file)
+  return tokenizer_lib.load(directory)

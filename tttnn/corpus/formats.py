@@ -5,6 +5,7 @@ so that neither a file nor a row group of one is ever in memory.
 """
 
 from collections.abc import Iterator
+import dataclasses
 import gzip
 import json
 from typing import Any
@@ -13,7 +14,23 @@ import zlib
 
 _BLOCK_BYTES = 1 << 20
 _BATCH_ROWS = 64
-_COLUMNS = ('text', 'meta', 'doc_id')
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+  """What a line holds.
+
+  Attributes:
+    texts: names of strings that it must have.
+    others: what else is read of a Parquet row; of a JSON object, all is.
+  """
+
+  texts: tuple[str, ...]
+  others: tuple[str, ...]
+
+
+DOCUMENT = Keys(('text',), ('meta', 'doc_id'))
+PAIR = Keys(('input', 'output'), ('id',))
 
 
 def is_plain(path: str) -> bool:
@@ -21,25 +38,26 @@ def is_plain(path: str) -> bool:
   return not path.endswith(('.zst', '.gz', '.parquet'))
 
 
-def blocks(file: BinaryIO) -> Iterator[bytes]:
+def blocks(file: BinaryIO, keys: Keys = DOCUMENT) -> Iterator[bytes]:
   """The JSONL that a file which is not plain stands for, piece by piece.
 
-  A Parquet row is the line {"text", "meta"?, "doc_id"?} of the columns of
-  these names; what JSON has no form for is written as its `str`.
+  A Parquet row is the line of its columns that `keys` names, those of
+  `keys.others` where they are there; what JSON has no form for is written as
+  its `str`.
 
   Args:
     file: open under its path, at its beginning.
+    keys: what a line holds.
 
   Raises:
     ValueError: a damaged file or one that breaks off, a file of another format
-      than its name says, a Parquet file without a string column "text".
+      than its name says, or Parquet without `keys.texts` as string columns.
   """
-  if file.name.endswith('.parquet'):
-    read = _parquet
-  else:
-    read = _gzip if file.name.endswith('.gz') else _zstd
   try:
-    yield from read(file)
+    if file.name.endswith('.parquet'):
+      yield from _parquet(file, keys)
+    else:
+      yield from (_gzip if file.name.endswith('.gz') else _zstd)(file)
   except (EOFError, OSError, zlib.error) as e:
     raise ValueError(f'{file.name} cannot be read: {e}') from e
 
@@ -68,7 +86,7 @@ def _zstd(file: BinaryIO) -> Iterator[bytes]:
       yield block
 
 
-def _parquet(file: BinaryIO) -> Iterator[bytes]:
+def _parquet(file: BinaryIO, keys: Keys) -> Iterator[bytes]:
   import pyarrow
   from pyarrow import parquet
 
@@ -76,37 +94,45 @@ def _parquet(file: BinaryIO) -> Iterator[bytes]:
     # Mapped, for else the columns of a whole row group are read at once.
     source = parquet.ParquetFile(file.name, memory_map=True)
     schema = source.schema_arrow
-    if 'text' not in schema.names:
-      raise ValueError(f'no "text" among the columns {schema.names}')
-    kind = schema.field('text').type
-    if kind not in (pyarrow.string(), pyarrow.large_string()):
-      raise ValueError(f'column "text" is {kind}, not string')
-    columns = [name for name in _COLUMNS if name in schema.names]
+    for name in keys.texts:
+      if name not in schema.names:
+        raise ValueError(f'no "{name}" among the columns {schema.names}')
+      kind = schema.field(name).type
+      if kind not in (pyarrow.string(), pyarrow.large_string()):
+        raise ValueError(f'column "{name}" is {kind}, not string')
+    others = [name for name in keys.others if name in schema.names]
+    columns = [*keys.texts, *others]
     for batch in source.iter_batches(_BATCH_ROWS, columns=columns):
-      yield b''.join(_parquet_lines(batch))
+      yield b''.join(_parquet_lines(batch, keys))
   except pyarrow.ArrowInvalid as e:
     raise ValueError(f'{file.name} cannot be read: {e}') from e
   except ValueError as e:
     raise ValueError(f'{file.name}: {e}') from e
 
 
-def _parquet_lines(batch) -> Iterator[bytes]:
+def _parquet_lines(batch, keys: Keys) -> Iterator[bytes]:
   """The rows of a record batch as lines."""
   import pyarrow
 
-  columns = {
+  texts = {
+    name: batch.column(name).cast(pyarrow.large_binary()).to_pylist()
+    for name in keys.texts
+  }
+  others = {
     name: batch.column(name).to_pylist()
     for name in batch.schema.names
-    if name != 'text'
+    if name not in keys.texts
   }
-  texts = batch.column('text').cast(pyarrow.large_binary()).to_pylist()
-  for row, text in enumerate(texts):
-    record: dict[str, Any] = {'text': text}
-    if text is not None:
-      # Bytes that are not UTF-8 go through as they are: the reader of the line
-      # can name them, and here they would stop all other rows.
-      record['text'] = text.decode(errors='surrogateescape')
-    for name, values in columns.items():
+  for row in range(batch.num_rows):
+    # Bytes that are not UTF-8 go through as they are: the reader of the line
+    # can name them, and here they would stop all other rows.
+    record: dict[str, Any] = {
+      name: None
+      if values[row] is None
+      else values[row].decode(errors='surrogateescape')
+      for name, values in texts.items()
+    }
+    for name, values in others.items():
       if values[row] is not None:
         record[name] = values[row]
     line = json.dumps(record, ensure_ascii=False, default=str)

@@ -84,12 +84,14 @@ def checksums(path: str, offsets: np.ndarray) -> np.ndarray:
   return np.fromiter(lines, np.uint32, len(offsets) - 1)
 
 
-def parse(line: bytes, path: str, number: int) -> dict[str, Any]:
+def parse(
+  line: bytes, path: str, number: int, keys: formats.Keys = formats.DOCUMENT
+) -> dict[str, Any]:
   """The object on one line; `number` is 1-based and only for the error.
 
   Raises:
     MalformedLine: `path:number: why`, for anything but a JSON object in valid
-      UTF-8 whose "text" is a string that UTF-8 can hold.
+      UTF-8 whose `keys.texts` are strings that UTF-8 can hold.
   """
 
   def error(why) -> MalformedLine:
@@ -106,15 +108,16 @@ def parse(line: bytes, path: str, number: int) -> dict[str, Any]:
     raise error(f'JSON that cannot be read: {e}') from e
   if not isinstance(record, dict):
     raise error(f'a JSON object is needed, not {type(record).__name__}')
-  if 'text' not in record:
-    raise error(f'no "text" among the keys {sorted(record)}')
-  text = record['text']
-  if not isinstance(text, str):
-    raise error(f'"text" must be a string, not {type(text).__name__}')
-  try:
-    text.encode()
-  except UnicodeEncodeError as e:
-    raise error(f'"text" holds half of a surrogate pair: {e}') from e
+  for name in keys.texts:
+    if name not in record:
+      raise error(f'no "{name}" among the keys {sorted(record)}')
+    text = record[name]
+    if not isinstance(text, str):
+      raise error(f'"{name}" must be a string, not {type(text).__name__}')
+    try:
+      text.encode()
+    except UnicodeEncodeError as e:
+      raise error(f'"{name}" holds half of a surrogate pair: {e}') from e
   return record
 
 
@@ -293,13 +296,15 @@ def records(
       yield row, record
 
 
-def lines(file: BinaryIO) -> Iterator[bytes]:
+def lines(
+  file: BinaryIO, keys: formats.Keys = formats.DOCUMENT
+) -> Iterator[bytes]:
   """The lines of a file of any format, open under its path."""
   if formats.is_plain(file.name):
     yield from file
     return
   begun = []
-  for block in formats.blocks(file):
+  for block in formats.blocks(file, keys):
     first, *others = block.split(b'\n')
     begun.append(first)
     for piece in others:
