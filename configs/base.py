@@ -12,8 +12,8 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
   """The defaults, locked: no key can be added."""
   config = ml_collections.ConfigDict()
-  # corpus | train | export | build | serve | query | evaluate | generate |
-  # report | compare | benchmark | distances | plan | pipeline
+  # corpus | tokenize | train | export | build | serve | query | evaluate |
+  # generate | report | compare | benchmark | distances | plan | pipeline
   config.job = 'evaluate'
   # Print documents, steps, memory and estimated time, then stop.
   config.dry_run = False
@@ -64,6 +64,22 @@ def get_config() -> ml_collections.ConfigDict:
     max_bytes=0,  # Bytes of training text; 0: everything there is.
     shards=2,  # Training files.
     vocab_size=8192,  # Of the byte-level BPE tokenizers.
+  )
+  config.tokenize = _section(
+    # Of the `tokenize` job, which makes WORKDIR/train.arrow and so on of what
+    # corpus.train, .validation and .test name, here JSONL {"input", "output",
+    # "id"?}. Its tokenizer is that of model.path, or if that is empty, of
+    # train.init or train.tokenizer. Tokens of a text at most, with the end
+    # token; more are cut off and counted: of inputs those farthest from the
+    # output (a T5's last ones, a causal LM's first ones), of outputs the last.
+    max_input=512,
+    max_output=128,
+  )
+  config.pairs = _section(
+    # Files that `tokenize` made.
+    train='',
+    validation='',
+    test='',
   )
   config.train = _section(
     objective='causal',  # causal (language model) | masked (embedder)

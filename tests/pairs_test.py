@@ -149,6 +149,18 @@ def test_every_format_gives_the_same_pairs(tokenizers, tmp_path, kind):
   assert one.sources != two.sources
 
 
+def test_parquet_without_the_columns_is_refused(tokenizers, tmp_path):
+  path = str(tmp_path / 'a.parquet')
+  out = str(tmp_path / 'a.arrow')
+  for columns, message in (
+    ({'input': ['a'], 'text': ['b']}, r'no "output" among the columns'),
+    ({'input': [1], 'output': ['b']}, 'column "input" is int64, not string'),
+  ):
+    parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(ValueError, match=rf'a\.parquet: {message}'):
+      pairs.write(out, [path], tokenizers['causal'], kind='causal', **LIMITS)
+
+
 def test_the_digest_sees_every_change(tokenizers, tmp_path):
   tokenizer = tokenizers['causal']
 

@@ -7,6 +7,7 @@ from tttnn import settings
 
 JOBS = (
   'corpus',
+  'tokenize',
   'train',
   'export',
   'build',

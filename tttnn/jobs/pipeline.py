@@ -47,13 +47,13 @@ def _dry_run(config) -> None:
   """Estimates every step in a scratch directory, which is removed.
 
   What costs little and later steps need is made there for real: the corpus,
-  and models of the right shape without training.
+  tokenized pairs, and models of the right shape without training.
   """
   scratch = tempfile.mkdtemp(prefix='tttnn-dry-run-')
   try:
     for folder, overrides in config.pipeline.steps:
       step = _step(config, overrides, scratch)
-      step.dry_run = step.job != 'corpus'
+      step.dry_run = step.job not in ('corpus', 'tokenize')
       jobs.run(step, os.path.join(scratch, folder))
       if step.job == 'train':
         step.update(dry_run=False)

@@ -125,6 +125,16 @@ def load(
   return model, _nest(tensors)
 
 
+def role_of(path: str, revision: str = '') -> str:
+  """The role of a language model: 'seq2seq' of a T5, 'lm' of any other.
+
+  Raises:
+    ValueError: what `resolve` refuses, or a directory without config.json.
+  """
+  values = _config(resolve(path, revision))
+  return 'seq2seq' if values.get('model_type') == 't5' else 'lm'
+
+
 def read_model(directory: pathlib.Path, dtype: str, role: str) -> Model:
   """The Model of a directory's config.json; arguments as of `load`.
 
@@ -134,14 +144,8 @@ def read_model(directory: pathlib.Path, dtype: str, role: str) -> Model:
   """
   if role not in ('lm', 'embedder', 'seq2seq'):
     raise ValueError(f'role {role!r} is not lm, embedder or seq2seq')
-  path = directory / CONFIG
-  if not path.is_file():
-    raise ValueError(f'{directory} holds no {CONFIG}: it is no checkpoint')
-  try:
-    values = json.loads(path.read_text())
-  except ValueError as error:
-    raise ValueError(f'{path} is not JSON: {error}') from error
-  model_type = values.get('model_type')
+  values = _config(directory)
+  path, model_type = directory / CONFIG, values.get('model_type')
   if model_type != 't5' and model_type not in model_lib.ARCHITECTURES:
     raise ValueError(
       f'{path}: model_type {model_type!r} is not implemented; there are '
@@ -211,6 +215,16 @@ def save(
       os.replace(new, directory / new.name)
     (tmp / CONFIG).write_text(json.dumps(config, indent=2) + '\n')
     os.replace(tmp / CONFIG, directory / CONFIG)
+
+
+def _config(directory: pathlib.Path) -> dict[str, Any]:
+  path = directory / CONFIG
+  if not path.is_file():
+    raise ValueError(f'{directory} holds no {CONFIG}: it is no checkpoint')
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f'{path} is not JSON: {error}') from error
 
 
 def _read(directory: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
