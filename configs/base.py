@@ -82,20 +82,29 @@ def get_config() -> ml_collections.ConfigDict:
     test='',
   )
   config.train = _section(
-    objective='causal',  # causal (language model) | masked (embedder)
+    # causal (language model) | masked (embedder) | pairs (the outputs of
+    # pairs.train given their inputs, of a T5 or a causal LM).
+    objective='causal',
     # Start from this model (as model.path) ...
     init='',
     revision='',
     # ... or, where it is empty, from scratch with this shape and tokenizer.
-    model_type='gpt2',  # gpt2 | gpt_neo | roberta
-    layers=4,
+    model_type='gpt2',  # gpt2 | gpt_neo | roberta | t5
+    layers=4,  # Of a T5, in the encoder and again in the decoder.
     width=256,
     heads=4,
-    context=256,  # Positions of the model, in tokens.
+    context=256,  # Positions of the model, in tokens; a T5 has no bound.
     tokenizer='',  # A Hugging Face directory or hub id.
     steps=1000,
     batch_size=16,  # Rows a step.
+    # Parts of these that go through the model one after another: less memory,
+    # the same step but for dropout.
+    accumulation=1,
     sequence_length=0,  # Tokens a row; 0: the model's context.
+    # Of `pairs`, tokens that inputs and outputs are padded to; 0: the limits
+    # that pairs.train was made with.
+    input_length=0,
+    output_length=0,
     learning_rate=1e-3,
     warmup_steps=50,
     schedule='cosine',  # constant | cosine (to a tenth), after linear warm-up
@@ -104,7 +113,9 @@ def get_config() -> ml_collections.ConfigDict:
     dropout=False,  # At the rates of the model's config.json.
     mask_probability=0.15,  # Share of tokens that `masked` predicts.
     log_every=20,  # Steps between lines of history.jsonl.
-    eval_every=0,  # Steps between validations; 0: only at the end.
+    # Steps between validations, the best of which so far keeps its parameters
+    # in WORKDIR/best; 0: only at the end.
+    eval_every=0,
     eval_batches=8,
     checkpoint_every=100,  # Steps.
     keep=2,  # Checkpoints kept.

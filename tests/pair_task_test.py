@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tttnn import objectives
 from tttnn import optim
 from tttnn import training
 
@@ -25,8 +26,8 @@ def pairs(count=7):
 
 def task(**changes):
   model, params, reference = tiny.seq2seq()
-  sizes = {'rows': 3, 'input_length': 10, 'target_length': 8, 'dropout': False}
-  return training.PairTask(model, **sizes | changes), params, reference
+  sizes = {'rows': 3, 'input_length': 10, 'output_length': 8, 'dropout': False}
+  return objectives.PairTask(model, **sizes | changes), params, reference
 
 
 def tokens_of(batch):
@@ -38,6 +39,35 @@ def tokens_of(batch):
       strict=True,
     )
   ]
+
+
+def causal_task(**changes):
+  model, params, reference = tiny.causal('gpt2', 32)
+  sizes = {'rows': 3, 'input_length': 10, 'output_length': 8, 'dropout': False}
+  task_ = objectives.CausalPairTask(model, **sizes | changes)
+  return task_, params, reference
+
+
+def causal_torch_loss(reference, chosen):
+  """Labels are -100 on inputs and padding; Hugging Face's model shifts them."""
+  size = max(len(source) + len(target) for source, target in chosen)
+  tokens, labels = np.zeros((2, len(chosen), size), np.int64)
+  labels[:] = -100
+  for row, (source, target) in enumerate(chosen):
+    end = len(source) + len(target)
+    tokens[row, :end] = [*source, *target]
+    labels[row, len(source) : end] = target
+  return reference(torch.tensor(tokens), labels=torch.tensor(labels)).loss
+
+
+def chosen_of(step, seed, rows=3):
+  """The pairs of a step, by the definition of their order."""
+  positions = range(step * rows, (step + 1) * rows)
+  numbers = [
+    np.random.default_rng([seed, position // 7]).permutation(7)[position % 7]
+    for position in positions
+  ]
+  return [pairs()[number] for number in numbers]
 
 
 def torch_loss(reference, batch):
@@ -84,6 +114,48 @@ def test_a_step_is_that_of_torch():
   assert np.abs(found - start).min() > 1e-4
 
 
+def test_a_causal_step_is_that_of_torch():
+  one, params, reference = causal_task()
+  reference = copy.deepcopy(reference)
+  optimizer = optim.adamw(1e-3, weight_decay=0.1, clip_norm=0)
+  adamw = torch.optim.AdamW(reference.parameters(), lr=1e-3, weight_decay=0.1)
+  step = training.compile_step(one, optimizer, seed=0)
+  state = {'params': params, 'optimizer': optimizer.init(params)}
+  state = jax.tree.map(np.array, state)
+  for number in range(2):
+    adamw.zero_grad()
+    expected = causal_torch_loss(reference, chosen_of(number, seed=5))
+    expected.backward()
+    adamw.step()
+    batch = one.batch(pairs(), number, 5)
+    state, loss = step(state, batch, np.int32(number))
+    np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
+  found = state['params']['h']['1']['mlp']['c_fc']['weight']
+  weight = reference.transformer.h[1].mlp.c_fc.weight.detach().numpy()
+  np.testing.assert_allclose(found, weight, rtol=0, atol=1e-5)
+  start = params['h']['1']['mlp']['c_fc']['weight']
+  assert np.abs(found - start).max() > 1e-3
+
+
+def test_a_causal_row_has_no_more_than_the_context():
+  causal_task(input_length=25)
+  with pytest.raises(ValueError, match='26 tokens and an output of 8 exceed'):
+    causal_task(input_length=26)
+
+
+def test_causal_validation_is_the_mean_over_output_tokens():
+  one, params, reference = causal_task()
+  total = count = 0
+  with torch.no_grad():
+    for number in range(2):
+      chosen = chosen_of(number, seed=3)
+      size = sum(len(target) for _, target in chosen)
+      total += size * causal_torch_loss(reference, chosen).item()
+      count += size
+  found = training.validate(one, pairs(), params, batches=2, seed=3)
+  assert found == pytest.approx(total / count, rel=1e-5)
+
+
 def test_validation_is_the_mean_over_target_tokens():
   one, params, reference = task()
   total = count = 0
@@ -93,14 +165,17 @@ def test_validation_is_the_mean_over_target_tokens():
       size = np.count_nonzero(batch['weights'])
       total += size * torch_loss(reference, batch).item()
       count += size
-  found = one.validate(pairs(), params, batches=2, seed=3)
+  found = training.validate(one, pairs(), params, batches=2, seed=3)
   assert found == pytest.approx(total / count, rel=1e-5)
 
 
 @pytest.mark.parametrize(
   'pair, message',
   [
-    (([4] * 11, [4]), 'pair 0 has 11 and 1 tokens, a row takes 10 and 1 to 8'),
+    (
+      ([4] * 11, [4]),
+      'pair 0 has 11 and 1 tokens, a row takes 0 to 10 and 1 to 8',
+    ),
     (([4], [4] * 9), 'pair 0 has 1 and 9 tokens'),
     (([4], []), 'pair 0 has 1 and 0 tokens'),
   ],
@@ -108,3 +183,9 @@ def test_validation_is_the_mean_over_target_tokens():
 def test_a_pair_that_does_not_fit_is_refused(pair, message):
   with pytest.raises(ValueError, match=message):
     task()[0].batch([pair], 0, 0)
+
+
+def test_a_causal_input_is_not_empty():
+  message = 'pair 0 has 0 and 1 tokens, a row takes 1 to 10 and 1 to 8'
+  with pytest.raises(ValueError, match=message):
+    causal_task()[0].batch([([], [4])], 0, 0)

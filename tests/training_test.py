@@ -16,6 +16,7 @@ from configs import base
 from tests import tiny
 from tttnn import checkpoint
 from tttnn import jobs
+from tttnn import objectives
 from tttnn import training
 from tttnn.corpus import packing
 from tttnn.corpus import tokenizer as tokenizer_lib
@@ -44,6 +45,7 @@ def world(tmp_path_factory):
     batch_size=4,
     warmup_steps=3,
     log_every=4,
+    eval_every=5,
     eval_batches=2,
     checkpoint_every=3,
   )
@@ -69,7 +71,20 @@ def masked(world):
 def history_of(workdir):
   with open(workdir / 'history.jsonl') as file:
     records = [json.loads(line) for line in file]
-  return [{'step': r['step'], 'loss': r['loss']} for r in records]
+  return [
+    {'step': r['step'], 'loss': r['loss']} for r in records if 'loss' in r
+  ]
+
+
+def summary_of(workdir):
+  with open(workdir / 'summary.json') as file:
+    return json.load(file)
+
+
+def validations_of(workdir):
+  """(loss, step of the best parameters, their loss)."""
+  summary = summary_of(workdir)
+  return [summary[key] for key in ('validation_loss', 'best_step', 'best_loss')]
 
 
 def weights_of(workdir):
@@ -90,8 +105,7 @@ def test_loss_falls_and_the_export_has_the_validation_loss(world, tmp_path):
   history = history_of(tmp_path)
   assert history[-1]['step'] == 60
   assert history[-1]['loss'] < history[0]['loss'] - 0.5
-  with open(tmp_path / 'summary.json') as file:
-    summary = json.load(file)
+  summary = summary_of(tmp_path)
   # By the definition, from the exported directory.
   model, params = checkpoint.load_model(str(tmp_path / 'export'))
   tokenizer = tokenizer_lib.load(str(tmp_path / 'export'))
@@ -114,7 +128,7 @@ def test_loss_falls_and_the_export_has_the_validation_loss(world, tmp_path):
 def test_interrupted_and_resumed_run_ends_with_the_same_bytes(
   world, finished, tmp_path, monkeypatch
 ):
-  batch = training.Task.batch
+  batch = objectives.StreamTask.batch
 
   def interrupt_at(step):
     def interrupted(self, stream, number, seed):
@@ -125,12 +139,14 @@ def test_interrupted_and_resumed_run_ends_with_the_same_bytes(
     return interrupted
 
   for step in (1, 5, 10):
-    monkeypatch.setattr(training.Task, 'batch', interrupt_at(step))
+    monkeypatch.setattr(objectives.StreamTask, 'batch', interrupt_at(step))
     with pytest.raises(KeyboardInterrupt):
       jobs.run(world, str(tmp_path))
   monkeypatch.undo()
   jobs.run(world, str(tmp_path))
   assert weights_of(tmp_path) == weights_of(finished)
+  assert validations_of(tmp_path) == validations_of(finished)
+  assert summary_of(tmp_path)['best_step'] in (5, 10, 12)
   steps = [record['step'] for record in history_of(tmp_path)]
   assert steps == [4, 8, 12]
 
@@ -166,6 +182,7 @@ def test_killed_and_resumed_run_ends_with_the_same_bytes(
   assert process.returncode == 0
   assert started > 0
   assert weights_of(tmp_path) == weights_of(finished)
+  assert validations_of(tmp_path) == validations_of(finished)
 
 
 def test_rerunning_a_finished_run_changes_nothing(world, finished, capsys):
@@ -239,7 +256,7 @@ def test_masked_training_makes_an_embedder(world, tmp_path):
 
 def test_masks_are_fifteen_percent_in_the_usual_mixture(world):
   tokenizer = tokenizer_lib.load(masked(world).train.tokenizer)
-  task = training.Task(
+  task = objectives.StreamTask(
     model=None,
     tokenizer=tokenizer,
     objective='masked',

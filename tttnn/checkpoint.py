@@ -5,6 +5,7 @@ tokenizer, so that it can be named as `model.path`.
 """
 
 import hashlib
+import json
 import os
 import pathlib
 
@@ -12,6 +13,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tttnn import files
+from tttnn.corpus import tokenizer as tokenizer_lib
 from tttnn.models import hf
 from tttnn.models import model as model_lib
 
@@ -63,6 +66,15 @@ class Checkpoints:
     )
     return step, restored['state'], restored['record']
 
+  def record(self) -> dict | None:
+    """The record of the newest checkpoint alone, or None."""
+    step = self._manager.latest_step()
+    if step is None:
+      return None
+    return self._manager.restore(
+      step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
+    )['record']
+
   def close(self) -> None:
     """Waits for what is being written."""
     self._manager.wait_until_finished()
@@ -72,6 +84,13 @@ class Checkpoints:
 def abstract(state):
   """The shapes, dtypes and shardings of `state`, as Orbax wants its target."""
   return jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+
+
+def describe(directory: str, model: hf.Model, tokenizer) -> None:
+  """Makes a directory of checkpoints a model.path by itself."""
+  tokenizer_lib.save(tokenizer, directory)
+  config = json.dumps(model.config.to_hf(), indent=2) + '\n'
+  files.write_if_changed(os.path.join(directory, hf.CONFIG), config)
 
 
 def is_orbax(directory: str) -> bool:

@@ -1,7 +1,8 @@
-"""Trains a masked LM (the embedder) or a causal LM; rerunning resumes.
+"""Trains a masked LM (the embedder), a causal LM or a T5; rerunning resumes.
 
 Leaves in the work directory: `checkpoints/` (Orbax), `history.jsonl`,
-`export/` (a Hugging Face directory) and `summary.json`, written last.
+`export/` (a Hugging Face directory) and `summary.json`, written last; where it
+validates on the way also `best/` (Orbax), the parameters of the smallest loss.
 """
 
 import json
@@ -9,7 +10,6 @@ import math
 import os
 import shutil
 
-import jax
 import numpy as np
 import tqdm
 
@@ -19,12 +19,14 @@ from tttnn import estimate
 from tttnn import files
 from tttnn import optim
 from tttnn import settings
+from tttnn import sharding
 from tttnn import training
-from tttnn.corpus import packing
 from tttnn.corpus import tokenizer as tokenizer_lib
+from tttnn.jobs import learner as learner_lib
+from tttnn.jobs import validation as validation_lib
 from tttnn.models import hf
-from tttnn.models import model as model_lib
 
+_CHECKPOINTS = 'checkpoints'
 # Changing these does not change what a step computes.
 _FREE_KEYS = (
   'steps',
@@ -49,100 +51,74 @@ def run(config, workdir: str) -> None:
     print(f'train: {workdir} is trained to step {config.train.steps}')
     return
   device.keep_compiled_programs()
-  tokenizer, model, params = _start(config)
-  task = training.Task.create(config.train, model, tokenizer)
-  streams = {
-    split: packing.pack(
-      tokenizer,
-      tokenizer.eos_token_id,
-      config.corpus[split],
-      os.path.join(workdir, 'tokens', split),
-      on_error=config.corpus.on_error,
-    )
-    for split in ('train', 'validation')
-    if config.corpus[split]
-  }
-  if 'train' not in streams:
-    raise ValueError('train needs corpus.train: JSONL paths or globs')
+  mesh = sharding.from_config(config.mesh)
+  learner = learner_lib.make(config, workdir)
   optimizer = optim.adamw(
     training.schedule(config.train),
     weight_decay=config.train.weight_decay,
     clip_norm=config.train.clip_norm,
   )
-  state = {'params': params, 'optimizer': optimizer.init(params)}
-  step = training.compile_step(task, optimizer, config.seed)
+  step = training.compile_step(
+    learner.task,
+    optimizer,
+    config.seed,
+    parts=config.train.accumulation,
+    mesh=mesh,
+  )
+  state = training.start(optimizer, learner.params, mesh)
   if config.dry_run:
-    _dry_run(config, task, streams['train'], step, state)
+    _dry_run(config, learner, step, state)
     return
-  record = {'identity': identity, 'digest': streams['train'].digest}
-  state, history = _train(config, workdir, task, streams, step, state, record)
+  record = {'identity': identity, 'digest': learner.texts['train'].digest}
+  checkpoints, first, state = _restore(config, workdir, state, record)
+  validation = None
+  if 'validation' in learner.texts:
+    validation = validation_lib.Validation(
+      config, workdir, learner, record, mesh
+    )
+
+  def save(done: int, state) -> None:
+    checkpoints.save(done, state, record, force=True)
+
+  checkpoint.describe(
+    os.path.join(workdir, _CHECKPOINTS), learner.model, learner.tokenizer
+  )
+  state, history = _train(
+    config, workdir, learner, step, first, state, validation, save
+  )
+  checkpoints.close()
   summary = {
     'identity': identity,
     'steps': config.train.steps,
-    'parameters': estimate.count(params),
+    'parameters': estimate.count(learner.params),
     'train_loss': history['loss'],
   }
-  if 'validation' in streams:
-    loss = _validate(config, task, streams['validation'], state['params'])
-    summary['validation_loss'] = loss
-    summary['validation_perplexity'] = math.exp(min(loss, 700))
-    print(f'train: validation loss {loss:.4f} nats a token')
-  _export(os.path.join(workdir, 'export'), model, state['params'], tokenizer)
+  if validation is not None:
+    summary |= _validated(config, validation, state['params'])
+  _export(os.path.join(workdir, 'export'), learner, state['params'])
   files.write_atomic(done, json.dumps(summary, indent=2) + '\n')
   print(f'train: {os.path.join(workdir, "export")} is a model.path')
 
 
-def _start(config) -> tuple[object, model_lib.Model, dict]:
-  """Tokenizer, model and parameters to begin with."""
+def _restore(config, workdir, state, record):
+  """(the checkpoints, the step to go on from, the state then)."""
   train = config.train
-  dtype = device.compute_dtype(config.model.dtype)
-  if train.init:
-    tokenizer = tokenizer_lib.load(train.init, train.revision)
-    model, params = checkpoint.load_model(
-      train.init, revision=train.revision, dtype=dtype
-    )
-    return tokenizer, model, params
-  if not train.tokenizer:
-    raise ValueError(
-      'train needs train.init (a model to start from) or train.tokenizer'
-    )
-  tokenizer = tokenizer_lib.load(train.tokenizer)
-  if train.model_type not in model_lib.ARCHITECTURES:
-    raise ValueError(
-      f'train.model_type={train.model_type!r} is not one of '
-      f'{sorted(model_lib.ARCHITECTURES)}'
-    )
-  ids = {
-    f'{role}_token_id': getattr(tokenizer, f'{role}_token_id')
-    for role in ('bos', 'eos', 'pad')
-    if getattr(tokenizer, f'{role}_token_id') is not None
-  }
-  sizes = model_lib.ARCHITECTURES[train.model_type].Config.create(
-    len(tokenizer),
-    train.layers,
-    train.width,
-    train.heads,
-    train.context,
-    **ids,
-  )
-  model = model_lib.Model(train.model_type, sizes, dtype)
-  return tokenizer, model, model.init(jax.random.key(config.seed))
-
-
-def _train(config, workdir, task, streams, step, state, record):
-  """Runs to train.steps from the newest checkpoint; returns the last state."""
-  train = config.train
-  directory = os.path.join(workdir, 'checkpoints')
+  directory = os.path.join(workdir, _CHECKPOINTS)
   checkpoints = checkpoint.Checkpoints(
     directory, every=train.checkpoint_every, keep=train.keep
   )
-  first = 0
   restored = checkpoints.restore(checkpoint.abstract(state))
-  if restored:
-    first, state, saved = restored
-    _check_record(saved, record, directory)
-    print(f'train: resumes at step {first} of {train.steps}')
-  _describe(directory, task)
+  if restored is None:
+    return checkpoints, 0, state
+  first, state, saved = restored
+  _check_record(saved, record, directory)
+  print(f'train: resumes at step {first} of {train.steps}')
+  return checkpoints, first, state
+
+
+def _train(config, workdir, learner, step, first, state, validation, save):
+  """Runs to train.steps; returns the last state and record of history."""
+  train, task = config.train, learner.task
   history = training.History(
     os.path.join(workdir, 'history.jsonl'), first, train.log_every
   )
@@ -153,40 +129,44 @@ def _train(config, workdir, task, streams, step, state, record):
   validated = validated[:: train.eval_every or 1]
   with bar, history:
     for number in range(first, train.steps):
-      batch = task.batch(streams['train'], number, config.seed)
+      batch = task.batch(learner.texts['train'], number, config.seed)
       state, loss = step(state, batch, np.int32(number))
       # The loss of the step before is read while this one runs.
       history.push(number, loss, tokens=task.tokens, bar=bar)
       done = number + 1
-      if 'validation' in streams and done in validated:
-        loss = _validate(config, task, streams['validation'], state['params'])
+      if validation is not None and done in validated:
+        loss = validation.loss(done, state['params'])
         history.note(done, validation_loss=loss)
       if done % train.checkpoint_every == 0 or done == train.steps:
         history.settle(bar)
-        checkpoints.save(done, state, record, force=True)
+        save(done, state)
     history.settle(bar)
-  checkpoints.close()
   return state, history.last
 
 
-def _validate(config, task, stream, params) -> float:
-  return task.validate(
-    stream, params, batches=config.train.eval_batches, seed=config.seed
-  )
+def _validated(config, validation, params) -> dict:
+  """Of the last parameters and the best ones, for the summary."""
+  loss = validation.loss(config.train.steps, params)
+  print(f'train: validation loss {loss:.4f} nats a token')
+  summary = {
+    'validation_loss': loss,
+    'validation_perplexity': math.exp(min(loss, 700)),
+  }
+  if validation.best is not None:
+    summary |= {f'best_{key}': validation.best[key] for key in ('step', 'loss')}
+    print(
+      f'train: {validation.directory} has those of step '
+      f'{validation.best["step"]}, {validation.best["loss"]:.4f} nats a token'
+    )
+  validation.close()
+  return summary
 
 
-def _export(directory: str, model, params, tokenizer) -> None:
+def _export(directory: str, learner: learner_lib.Learner, params) -> None:
   if os.path.exists(directory):
     shutil.rmtree(directory)
-  hf.save(directory, model, params)
-  tokenizer_lib.save(tokenizer, directory)
-
-
-def _describe(directory: str, task) -> None:
-  """Makes the checkpoints' directory a model.path by itself."""
-  tokenizer_lib.save(task.tokenizer, directory)
-  config = json.dumps(task.model.config.to_hf(), indent=2) + '\n'
-  files.write_if_changed(os.path.join(directory, 'config.json'), config)
+  hf.save(directory, learner.model, params)
+  tokenizer_lib.save(learner.tokenizer, directory)
 
 
 def _identity(config) -> dict:
@@ -221,12 +201,12 @@ def _check_record(saved: dict, record: dict, directory: str) -> None:
     )
 
 
-def _dry_run(config, task, stream, step, state) -> None:
-  batch = task.batch(stream, 0, config.seed)
+def _dry_run(config, learner: learner_lib.Learner, step, state) -> None:
+  batch = learner.task.batch(learner.texts['train'], 0, config.seed)
   cost = estimate.measure(step, state, batch, np.int32(0))
   estimate.show(
     f'train ({config.train.objective})',
-    documents=stream.documents,
+    documents=learner.documents,
     steps=config.train.steps,
     memory=cost.memory,
     seconds=cost.compile_seconds + config.train.steps * cost.call_seconds,

@@ -75,6 +75,34 @@ class Config:
       )
 
   @classmethod
+  def create(
+    cls,
+    vocab_size: int,
+    layers: int,
+    width: int,
+    heads: int,
+    **token_ids: int | None,
+  ) -> Self:
+    """A model to train from scratch; token ids as `eos_token_id=1`.
+
+    It has `layers` blocks in the encoder and as many in the decoder.
+
+    Raises:
+      ValueError: `heads` does not divide `width`.
+    """
+    if width % heads:
+      raise ValueError(f'the width {width} is not a multiple of {heads} heads')
+    return cls(
+      vocab_size=vocab_size,
+      d_model=width,
+      d_kv=width // heads,
+      d_ff=4 * width,
+      num_layers=layers,
+      num_heads=heads,
+      **token_ids,
+    )
+
+  @classmethod
   def from_hf(cls, values: Mapping[str, Any]) -> Self:
     """From the dict of a config.json, of whatever version of `transformers`.
 
