@@ -35,11 +35,46 @@ def test_windows_match_the_worked_example():
     assert [(w.inputs, w.targets) for w in found] == windows
 
 
+def test_sliding_windows_match_the_worked_example():
+  # Of 5 tokens with the one that stands before the document, every 2.
+  expected = {
+    0: [],
+    1: [([EOT], [0])],
+    4: [([EOT, 0, 1, 2], [0, 1, 2, 3])],
+    5: [([EOT, 0, 1, 2], [0, 1, 2, 3]), ([1, 2, 3], [4])],
+    6: [([EOT, 0, 1, 2], [0, 1, 2, 3]), ([1, 2, 3, 4], [4, 5])],
+    7: [
+      ([EOT, 0, 1, 2], [0, 1, 2, 3]),
+      ([1, 2, 3, 4], [4, 5]),
+      ([3, 4, 5], [6]),
+    ],
+  }
+  for n, windows in expected.items():
+    found = rolling.windows(range(n), 5, EOT, stride=2)
+    assert [(w.inputs, w.targets) for w in found] == windows
+
+
+@pytest.mark.parametrize(
+  ('window', 'stride', 'message'),
+  [
+    (9, 0, 'store.window=9 is not from 1 to 8'),
+    (-1, 0, 'store.window=-1 is not'),
+    (4, 4, 'store.stride=4 is not from 0 to 3'),
+    (8, -1, 'store.stride=-1 is not from 0 to 7'),
+  ],
+)
+def test_windows_that_cannot_be_are_refused(window, stride, message):
+  rolling.check(8, 7, 8, 'store')
+  with pytest.raises(ValueError, match=message):
+    rolling.check(window, stride, 8, 'store')
+
+
+@pytest.mark.parametrize('stride', [0, 1, 3, 7])
 @pytest.mark.parametrize('n', range(1, 40))
-def test_every_token_is_scored_once_after_its_predecessor(n):
+def test_every_token_is_scored_once_after_its_predecessor(n, stride):
   tokens = list(range(100, 100 + n))
   scored = []
-  for window in rolling.windows(tokens, 8, EOT):
+  for window in rolling.windows(tokens, 8, EOT, stride=stride):
     assert len(window.inputs) <= 8
     contexts = window.inputs[len(window.inputs) - len(window.targets) :]
     for context, target in zip(contexts, window.targets, strict=True):
@@ -48,17 +83,20 @@ def test_every_token_is_scored_once_after_its_predecessor(n):
   assert scored == tokens
 
 
+@pytest.mark.parametrize('stride', [0, 1, 3, 7])
 @pytest.mark.parametrize('n', [1, 7, 8, 9, 16, 29])
-def test_windows_of_a_part_are_those_of_the_whole(n):
+def test_windows_of_a_part_are_those_of_the_whole(n, stride):
   tokens = list(range(100, 100 + n))
   whole = {}  # What is read before each token is scored.
-  for window in rolling.windows(tokens, 8, EOT):
+  for window in rolling.windows(tokens, 8, EOT, stride=stride):
     for later, target in enumerate(window.targets[::-1]):
       whole[target] = window.inputs[: len(window.inputs) - later]
   for begin in range(n):
     for end in range(begin + 1, n + 1):
       part = {}
-      for window in rolling.windows(np.array(tokens), 8, EOT, begin, end):
+      for window in rolling.windows(
+        np.array(tokens), 8, EOT, begin, end, stride=stride
+      ):
         assert window.targets
         for later, target in enumerate(window.targets[::-1]):
           part[target] = window.inputs[: len(window.inputs) - later]
