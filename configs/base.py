@@ -132,6 +132,10 @@ def get_config() -> ml_collections.ConfigDict:
     # token: ffn_input (what the last block's MLP reads) | ffn_output (what that
     # adds) | final_hidden. model.dtype=auto is float32 then.
     key='',
+    # Windows in which the model reads texts for that, as eval.window and
+    # .stride; they need not be those of evaluations.
+    window=0,
+    stride=0,
     # l2 | ip (inner product) | cosine. Distances are Euclidean, minus the
     # product, or 1 minus the cosine: the nearest have the smallest.
     metric='l2',

@@ -62,6 +62,8 @@ def build(
   *,
   options: build_lib.Options,
   rows: int = 0,
+  window: int = 0,
+  stride: int = 0,
   part: begun.Part | None = None,
   filler: index_files.Filler = index_files.ON_HOST,
   progress: build_lib.Progress = lambda done, total: None,
@@ -75,6 +77,9 @@ def build(
     options: what is made; `dtype` must be 'float16', a `block` is of entries,
       `cache` is not used.
     rows: as of `keys.Keys.blocks`.
+    window: tokens of the windows that a text is read in; 0: the model's
+      context.
+    stride: between these, see `rolling.windows`; 0: they do not overlap.
     part: a whole shard, to be made alone.
     filler: trains and fills an index.
     progress: called with the tokens that have keys and all of them, which are
@@ -84,8 +89,8 @@ def build(
     As `build.build`.
 
   Raises:
-    ValueError: as `build.build`, and for a key that float16 cannot hold, by
-      file, line and token.
+    ValueError: as `build.build`, for windows that the model does not allow, and
+      for a key that float16 cannot hold, by file, line and token.
   """
   jsonl.check_on_error(options.on_error)
   if options.dtype != DTYPE or options.metric == 'cosine':
@@ -93,6 +98,7 @@ def build(
       f'keys are {DTYPE} and as the model gives them, not {options.dtype} or '
       f'under the metric {options.metric}'
     )
+  rolling.check(window or model.context, stride, model.context, 'store')
   request = begun.request(
     store_dir, corpus_paths, model.dim, model.fingerprint(), options, False
   )
@@ -101,6 +107,8 @@ def build(
     'keys': model.kind,
     'computed': model.computed,
   }
+  cut = {'window': window, 'stride': stride}
+  request |= {name: value for name, value in cut.items() if value}
   directory = pathlib.Path(os.path.realpath(store_dir))
   work = _Work(directory, request, model, options, rows, progress)
   return build_lib.complete(directory, request, options, work, part, filler)
@@ -143,7 +151,9 @@ class _Block:
     begin = self.number * vectors.block
     return range(begin, min(begin + vectors.block, vectors.rows))
 
-  def windows(self, context: int, start: int) -> Iterator[rolling.Window]:
+  def windows(
+    self, size: int, stride: int, start: int
+  ) -> Iterator[rolling.Window]:
     """Those whose targets are its entries, one after another."""
     entries, rows = self.shard.entries, self.rows
     first, last = entries.line(np.array([rows.start, rows.stop - 1]))
@@ -152,10 +162,11 @@ class _Block:
       if begin < end:
         yield from rolling.windows(
           entries.values[begin:end],
-          context,
+          size,
           start,
           max(rows.start - begin, 0),
           min(rows.stop, end) - begin,
+          stride=stride,
         )
 
   def write(self, keys_NxD: np.ndarray) -> None:
@@ -238,6 +249,9 @@ class _Work:
     # Blocks whose windows the model has read, which it may do ahead.
     read = collections.deque()
 
+    size = self.request.get('window', self.model.context)
+    stride = self.request.get('stride', 0)
+
     def windows() -> Iterator[Iterator[rolling.Window]]:
       shards = (self._shard(number) for number in numbers)
       # One is tokenized while the one before is computed.
@@ -247,7 +261,7 @@ class _Work:
         for block in _blocks(shard, before):
           if not shard.vectors.chunk_path(block.number).exists():
             read.append(block)
-            yield block.windows(self.model.context, self.model.start)
+            yield block.windows(size, stride, self.model.start)
 
     def total() -> int:
       known = sum(sizes[: len(entries)])

@@ -1,7 +1,7 @@
 """The keys of a store of tokens: states of a language model, as float16.
 
 The key of a token is a state of the model that has read what stands before it
-in its text, in the windows in which it would be scored (`scoring.rolling`).
+in its text, in windows in which it could be scored (`scoring.rolling`).
 """
 
 from collections.abc import Iterable

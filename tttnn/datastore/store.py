@@ -111,6 +111,9 @@ class Manifest:
     kind: DOCUMENTS, or `tokens.KIND`.
     keys: of tokens, the kind of `model.Model.keys`; else ''.
     computed: of tokens, the dtype that the model computed in; else ''.
+    window: of tokens, those of the windows that they were read in; 0: the
+      model's context.
+    stride: between these, see `scoring.rolling`; 0: they do not overlap.
   """
 
   version: int
@@ -126,6 +129,8 @@ class Manifest:
   kind: str = DOCUMENTS
   keys: str = ''
   computed: str = ''
+  window: int = 0
+  stride: int = 0
 
   @property
   def rows(self) -> int:
@@ -150,6 +155,9 @@ class Manifest:
         del fields[name]
       for shard in fields['shards']:
         del shard['sequences']
+    for name in ('window', 'stride'):  # Which is not there where it is 0.
+      if not fields[name]:
+        del fields[name]
     return to_json(fields)
 
   @classmethod

@@ -57,6 +57,8 @@ def make(
       keys,
       options=options,
       rows=config.build.batch_size,
+      window=config.store.window,
+      stride=config.store.stride,
       part=part,
       filler=filler,
       progress=progress,
@@ -82,13 +84,15 @@ def make(
 
 
 def _dry_run(config, keys, options: build.Options, shards) -> None:
+  size, stride = config.store.window or keys.context, config.store.stride
+  rolling.check(size, stride, keys.context, 'store')
   texts, documents = sample.look(shards, _SAMPLE, config.corpus.on_error)
   encoded = keys.encode(texts)
   tokens = round(sum(map(len, encoded)) * documents / len(texts))
   windows = [
     window
     for ids in encoded
-    for window in rolling.windows(ids, keys.context, keys.start)
+    for window in rolling.windows(ids, size, keys.start, stride=stride)
   ]
   if not windows:
     raise ValueError(f'not one token in {len(texts)} documents of the corpus')
