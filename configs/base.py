@@ -343,6 +343,12 @@ def get_config() -> ml_collections.ConfigDict:
     # The query is the first split_prefix tokens of a document that has at
     # least twice as many, else the first half; 0: the model's context.
     split_prefix=0,
+    # Documents are scored in windows of so many tokens (0: the model's context)
+    # that stand side by side, as rolling log-likelihood has them. Or that begin
+    # every `stride` tokens, as in Hugging Face's guide to perplexity: the last
+    # `stride` tokens of each are scored, of the first all; 0: side by side.
+    window=0,
+    stride=0,
     at='all',  # Neighbour counts to score at, as '0,1,5,10', or 'all' (Q13).
     # Globs of domains (meta.pile_set_name), whose documents stay in file order;
     # '': every document. Before them come tasks of the Pile, by name: pile_all

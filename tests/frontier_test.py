@@ -157,7 +157,11 @@ def test_rows_that_lack_something_are_named(row, words):
   [
     (
       [_row(0, protocol='whole'), _row(1, protocol='whole')],
-      "'a' has protocol='split', 'b' has protocol='whole'",
+      "'a' has eval.protocol='split', 'b' has eval.protocol='whole'",
+    ),
+    (
+      [_row(0, stride=64), _row(1, stride=64)],
+      "'a' has eval.stride=0, 'b' has eval.stride=64",
     ),
     ([_row(0)], "'b' lacks 1 of the documents of 'a', such as 1"),
     ([_row(0), _row(1), _row('z')], "'a' lacks 1 .* of 'b', such as 'z'"),

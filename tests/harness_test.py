@@ -317,6 +317,7 @@ def test_answers_are_kept_as_they_come(arguments, tmp_path):
     ({'model.path': ''}, 'model.path is empty'),
     ({'store.path': ''}, 'needs store.path'),
     ({'eval.protocol': 'split'}, "eval.protocol='split'"),
+    ({'eval.stride': 16}, 'eval.window=0 and eval.stride=16'),
     ({'retrieval.save': 'a.jsonl'}, 'retrieval.save and .replay'),
     ({'ttt.reset_weights': False}, 'reset_weights=False'),
     ({'in_context.variant': 'x'}, "in_context.variant='x'"),

@@ -289,6 +289,11 @@ def _config(arguments: Mapping[str, object]):
       f'eval.protocol={config.eval.protocol!r}: the harness says what is a '
       'context and what is scored'
     )
+  if config.eval.window or config.eval.stride:
+    raise ValueError(
+      f'eval.window={config.eval.window} and eval.stride={config.eval.stride}: '
+      "the harness scores in rolling windows of the model's context"
+    )
   if config.retrieval.save or config.retrieval.replay:
     raise ValueError(
       "retrieval.save and .replay know documents by ids, which the harness's "

@@ -38,6 +38,8 @@ class LanguageModel:
     context: in tokens.
     start: the id that stands before a document.
     mesh: where it computes; None: one device.
+    window: tokens of the windows in which texts are scored; 0: the context.
+    stride: between these, see `rolling.windows`; 0: they do not overlap.
   """
 
   model: model_lib.Model
@@ -48,6 +50,8 @@ class LanguageModel:
   context: int
   start: int
   mesh: jax.sharding.Mesh | None = None
+  window: int = 0
+  stride: int = 0
 
   def case(
     self, document: documents_lib.Document, protocol: str, prefix: int
@@ -62,7 +66,12 @@ class LanguageModel:
 
   def scored(self, case: documents_lib.Case) -> list[rolling.Window]:
     """The windows in which a document is scored."""
-    return rolling.windows(case.tokens, self.context, self.start)
+    return self._windows(case.tokens)
+
+  def _windows(self, tokens: Sequence[int]) -> list[rolling.Window]:
+    return rolling.windows(
+      tokens, self.window or self.context, self.start, stride=self.stride
+    )
 
   def trained(self, texts: list[str]) -> list[list[list[int]]]:
     """The training windows of each neighbour's text."""
@@ -84,7 +93,7 @@ class LanguageModel:
     is the text.
     """
     (tokens,) = tokenizer_lib.encode(self.tokenizer, [text])
-    windows = rolling.windows(tokens, self.context, self.start)
+    windows = self._windows(tokens)
     return schedule.Work(
       key=text,
       scored=dict.fromkeys(counts, windows),
@@ -207,6 +216,8 @@ def create(
   trainable: trainable_lib.Trainable | None = None,
   seed: int = 0,
   mesh: jax.sharding.Mesh | None = None,
+  window: int = 0,
+  stride: int = 0,
 ) -> LanguageModel:
   """From the parts; zeros in `settings` become the model's context.
 
@@ -218,6 +229,8 @@ def create(
     trainable: what trains; None: nothing, to score alone.
     seed: of dropout and of LoRA's first matrix.
     mesh: to spread over; None: one device.
+    window: see `LanguageModel`.
+    stride: likewise.
 
   Raises:
     ValueError: if model, tokenizer and settings do not go together.
@@ -232,6 +245,7 @@ def create(
       f'ttt.max_length={settings.max_length} exceeds the {model.context} '
       'positions of the model'
     )
+  rolling.check(window or model.context, stride, model.context, 'eval')
   length = settings.max_length or model.context
   settings = dataclasses.replace(
     settings, max_length=length, stride=settings.stride or length
@@ -247,11 +261,13 @@ def create(
     context=model.context,
     start=tokenizer.eos_token_id,
     mesh=mesh,
+    window=window,
+    stride=stride,
   )
 
 
 def load(config) -> LanguageModel:
-  """From the sections `model`, `ttt` and `mesh` of the config.
+  """From the sections `model`, `ttt`, `mesh` and `eval` of the config.
 
   Raises:
     ValueError: as `create`, and for a model that is not there.
@@ -281,4 +297,6 @@ def load(config) -> LanguageModel:
     trainable=what,
     seed=config.seed,
     mesh=sharding.from_config(config.mesh),
+    window=config.eval.window,
+    stride=config.eval.stride,
   )

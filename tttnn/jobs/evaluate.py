@@ -24,6 +24,7 @@ from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import jsonl
 from tttnn.jobs import knn
 from tttnn.jobs import neighbors
+from tttnn.jobs import rows as rows_lib
 from tttnn.jobs import trial
 from tttnn.jobs import works
 from tttnn.methods import interpolation
@@ -69,9 +70,7 @@ def identity(config) -> dict:
     'method': config.method,
     'model': checkpoint.digest(config.model.path, config.model.revision),
     'model.dtype': config.model.dtype,
-    'eval.documents': jsonl.digest(config.eval.documents),
-    'eval.protocol': config.eval.protocol,
-    'eval.split_prefix': config.eval.split_prefix,
+    **rows_lib.identity(config),
   }
   if config.method in knn.METHODS:
     chosen |= knn.identity(config)

@@ -8,7 +8,7 @@ import numpy as np
 from tttnn import checkpoint
 from tttnn import files
 from tttnn import settings
-from tttnn.corpus import jsonl
+from tttnn.jobs import rows as rows_lib
 from tttnn.methods import knn_tuning
 
 
@@ -54,9 +54,7 @@ def _depends_on(config, about: dict) -> dict:
   free = ('knn.lambda', 'knn.temperature', 'knn.neighbors')
   return {key: value for key, value in about.items() if key not in free} | {
     'model': checkpoint.digest(config.model.path, config.model.revision),
-    'eval.documents': jsonl.digest(config.eval.documents),
-    'eval.protocol': config.eval.protocol,
-    'eval.split_prefix': config.eval.split_prefix,
+    **rows_lib.identity(config),
   }
 
 

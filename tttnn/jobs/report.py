@@ -137,9 +137,9 @@ def _protocol(workdir: pathlib.Path, shown: page.Run) -> dict[str, object]:
   Where queries end depends on eval.split_prefix, which rows don't have; 0, the
   model's context, is known to the model only, and tells by the scored bytes.
   """
-  known = {'eval.protocol': shown.protocol}
+  known = paired.protocol(shown.rows[0])
   path = workdir / 'results.config.json'
-  if shown.protocol == 'split' and path.exists():
+  if known['eval.protocol'] == 'split' and path.exists():
     prefix = json.loads(path.read_text('utf-8')).get('eval.split_prefix')
     if prefix:
       known['eval.split_prefix'] = prefix
@@ -157,10 +157,13 @@ def _check(row: dict, first: dict, place: str) -> None:
       f'{place}: {len(row["log_likelihood"])} log-likelihoods at '
       f'{len(row["at"])} neighbour counts'
     )
-  of_row, of_first = [(r['method'], r['protocol']) for r in (row, first)]
+  of_row, of_first = (
+    (r['method'], *paired.protocol(r).values()) for r in (row, first)
+  )
   if of_row != of_first:
     raise ValueError(
-      f'{place}: method and protocol {of_row} in a file of {of_first}'
+      f'{place}: method, protocol, window and stride {of_row} in a file of '
+      f'{of_first}'
     )
 
 

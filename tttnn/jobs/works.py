@@ -57,6 +57,11 @@ def counts(config) -> set[int]:
   method = config.method
   if method not in METHODS:
     raise ValueError(f'method={method!r} is not one of {METHODS}')
+  if method == 'in_context' and rows.windows(config):
+    raise ValueError(
+      f'eval.window={config.eval.window} and eval.stride={config.eval.stride}, '
+      "but in_context fills the model's context with neighbours"
+    )
   if method == 'base':
     return {0}
   most, key = config.retrieval.neighbors, 'retrieval.neighbors'

@@ -93,7 +93,7 @@ def check(runs: Mapping[str, paired.Rows]) -> None:
   """
   named = list(runs.items())
   paired.check_protocols(
-    [(label, {'protocol': rows[0]['protocol']}) for label, rows in named]
+    [(label, paired.protocol(rows[0])) for label, rows in named]
   )
   paired.check_documents(named)
   paired.check_models(named)

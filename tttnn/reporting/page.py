@@ -67,8 +67,13 @@ class Run:
 
   @property
   def protocol(self) -> str:
-    """Of all rows."""
-    return self.rows[0]['protocol']
+    """Of all rows, with their windows where these are not the usual ones."""
+    named = self.rows[0]['protocol']
+    if window := self.rows[0].get('window'):
+      named += f', windows of {window}'
+    if stride := self.rows[0].get('stride'):
+      named += f', stride {stride}'
+    return named
 
   @property
   def unit(self) -> str:

@@ -17,6 +17,18 @@ def by_id(row: Mapping) -> tuple[bool, int | str]:
   return isinstance(row['doc_id'], str), row['doc_id']
 
 
+def protocol(row: Mapping) -> dict[str, object]:
+  """What a row says of how its document was scored, flat.
+
+  Those scored in rolling windows of the model's context say nothing of it.
+  """
+  return {
+    'eval.protocol': row['protocol'],
+    'eval.window': row.get('window', 0),
+    'eval.stride': row.get('stride', 0),
+  }
+
+
 def check_protocols(runs: Sequence[tuple[str, Mapping[str, object]]]) -> None:
   """Refuses runs whose figures are of different things.
 
