@@ -182,7 +182,13 @@ def test_approximate_indexes_rank_exactly(tmp_path, spec, make):
 # These need more vectors to train on, so that not all are candidates.
 @pytest.mark.parametrize(
   'spec',
-  ['OPQ2,PQ2', 'OPQ2,IVF2,PQ2;nprobe=2', 'IVF2,RaBitQ;nprobe=2', 'SQ8,RFlat'],
+  [
+    'OPQ2,PQ2',
+    'OPQ2,IVF2,PQ2;nprobe=2',
+    'IVF2,RaBitQ;nprobe=2',
+    'SQ8,RFlat',
+    'PQ8x4fs',
+  ],
 )
 def test_what_approximate_indexes_find_has_exact_distances(tmp_path, spec):
   rng = np.random.default_rng(0)

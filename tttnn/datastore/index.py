@@ -74,7 +74,8 @@ def is_mapped(index: faiss.Index) -> bool:
   for inner in ('index', 'base_index', 'storage'):
     if hasattr(index, inner):
       return is_mapped(getattr(index, inner))
-  return hasattr(index, 'codes') and not index.codes.is_owned
+  # Of fast scans, codes are never mapped, and cannot say so.
+  return not getattr(getattr(index, 'codes', None), 'is_owned', True)
 
 
 def set_threads(threads: int) -> int:
