@@ -78,9 +78,9 @@ class Client:
     store_lib.check_embedder(self.info, fingerprint, dim, keys)
 
   def search(
-    self, queries_QxD: np.ndarray, k: int
+    self, queries_QxD: np.ndarray, k: int, raw: bool = False
   ) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest documents of each query, as `index.Engine.search`.
+    """The k nearest documents of each query, as `engine.Engine.search`.
 
     Returns:
       distances_Qxk: float32, L2 (not squared), ascending; ids_Qxk: int64.
@@ -88,29 +88,55 @@ class Client:
     Raises:
       ValueError: the server refuses the request, or is dead or too slow.
     """
+    k = int(k)
+    distances_Qxk = np.empty((len(queries_QxD), max(k, 0)), np.float32)
+    ids_Qxk = np.empty(distances_Qxk.shape, np.int64)
+    for part, count in self._written(queries_QxD, k):
+      self._ask({'op': 'search', 'count': count, 'k': k, 'raw': raw})
+      size = count * k
+      distances_Qxk[part].flat = self._block.distances[:size]
+      ids_Qxk[part].flat = self._block.ids[:size]
+    return distances_Qxk, ids_Qxk
+
+  def measure(self, queries_QxD: np.ndarray, ids_QxM: np.ndarray) -> np.ndarray:
+    """Distances [Q, M] to chosen rows, as `engine.Engine.measure`.
+
+    Raises:
+      ValueError: as `search`.
+    """
+    ids_QxM = np.asarray(ids_QxM, np.int64)
+    distances_QxM = np.full(ids_QxM.shape, np.inf, np.float32)
+    if not ids_QxM.size:
+      return distances_QxM
+    most = ids_QxM.shape[1]
+    for part, count in self._written(queries_QxD, most):
+      size = count * most
+      self._block.ids[:size] = ids_QxM[part].ravel()
+      self._ask({'op': 'measure', 'count': count, 'k': most})
+      distances_QxM[part].flat = self._block.distances[:size]
+    return distances_QxM
+
+  def _written(
+    self, queries_QxD: np.ndarray, k: int
+  ) -> Iterator[tuple[slice, int]]:
+    """Writes queries for the server, as many as it takes at once.
+
+    Yields:
+      Which ones they are, and how many.
+    """
     queries_QxD = np.asarray(queries_QxD, np.float32)
     if queries_QxD.ndim != 2 or queries_QxD.shape[1] != self.info['dim']:
       raise ValueError(
         f'queries of shape {list(queries_QxD.shape)} for {self._who}, whose '
         f'store has dim {self.info["dim"]}'
       )
-    k = int(k)
     if k > protocol.MAX_RESULTS:
       raise ValueError(f'{k} neighbours, but at most {protocol.MAX_RESULTS}')
-    distances_Qxk = np.empty((len(queries_QxD), max(k, 0)), np.float32)
-    ids_Qxk = np.empty(distances_Qxk.shape, np.int64)
     step = min(protocol.MAX_QUERIES, protocol.MAX_RESULTS // max(k, 1))
     for begin in range(0, len(queries_QxD), step):
       part_QxD = queries_QxD[begin : begin + step]
-      count, end = len(part_QxD), begin + len(part_QxD)
-      self._block.queries_QxD[:count] = part_QxD
-      self._ask({'op': 'search', 'count': count, 'k': k})
-      shape = count, k
-      distances_Qxk[begin:end] = self._block.distances[: count * k].reshape(
-        shape
-      )
-      ids_Qxk[begin:end] = self._block.ids[: count * k].reshape(shape)
-    return distances_Qxk, ids_Qxk
+      self._block.queries_QxD[: len(part_QxD)] = part_QxD
+      yield slice(begin, begin + len(part_QxD)), len(part_QxD)
 
   def status(self) -> dict[str, Any]:
     """`info` and counts: connections, searches, requests, queries."""

@@ -7,17 +7,20 @@ says whether another row could still belong to the k nearest. If one could, a
 second scan takes every row within that bound.
 
 All other indexes are approximate: their candidates are ranked by the exact
-distances, but a row that the index does not propose is not found.
+distances, but a row that the index does not propose is not found. Who asks for
+it gets what they say themselves (`raw`), which needs no vectors.
 """
 
 from collections.abc import Sequence
 from concurrent import futures
+import functools
 
 import faiss
 import numpy as np
 
 from tttnn.datastore import index as index_lib
 from tttnn.datastore import metric as metric_lib
+from tttnn.datastore import reconstruct
 from tttnn.datastore import scan as scan_lib
 from tttnn.datastore import store as store_lib
 
@@ -66,13 +69,15 @@ class Engine:
     metric_lib.check_queries(queries, k, self._dim, self.count)
 
   def search(
-    self, queries_QxD: np.ndarray, k: int
+    self, queries_QxD: np.ndarray, k: int, raw: bool = False
   ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest rows of each query.
 
     Args:
       queries_QxD: finite, cast to float32; prepared here for the metric.
       k: number of neighbours.
+      raw: whether they are the k nearest by the distances that the index gives,
+        with these distances. Those of Flat are exact all the same.
 
     Returns:
       distances_Qxk: float32, ascending, see `metric`; ids_Qxk: int64, ascending
@@ -85,8 +90,44 @@ class Engine:
     queries_QxD = metric_lib.prepared_queries(
       self._metric, queries_QxD, k, self._dim, self.count
     )
-    found = [shard.search(queries_QxD, k) for shard in self._shards]
+    found = [shard.search(queries_QxD, k, raw) for shard in self._shards]
     return merge(found, len(queries_QxD), k, self._spec)
+
+  def measure(self, queries_QxD: np.ndarray, ids_QxM: np.ndarray) -> np.ndarray:
+    """Distances as a raw search has them, to rows that nobody searched.
+
+    Args:
+      queries_QxD: as of `search`.
+      ids_QxM: rows for each query; -1: none.
+
+    Returns:
+      distances_QxM: float32; inf for an id of -1.
+
+    Raises:
+      ValueError: another dim, a query that is not finite, a row that is not in
+        an index here, or an index that has no such distances, see
+        `reconstruct`.
+    """
+    queries_QxD = metric_lib.prepared_queries(
+      self._metric, queries_QxD, 1, self._dim, self.count
+    )
+    ids_QxM = np.asarray(ids_QxM, np.int64)
+    if ids_QxM.ndim != 2 or len(ids_QxM) != len(queries_QxD):
+      raise ValueError(
+        f'ids of shape {list(ids_QxM.shape)} for {len(queries_QxD)} queries'
+      )
+    distances_QxM = np.full(ids_QxM.shape, np.inf, np.float32)
+    known_QxM = ids_QxM == -1
+    for shard in self._shards:
+      here_QxM = shard.holds(ids_QxM)
+      known_QxM |= here_QxM
+      for q in np.flatnonzero(here_QxM.any(axis=1)).tolist():
+        distances_QxM[q, here_QxM[q]] = shard.measure(
+          queries_QxD[q], ids_QxM[q, here_QxM[q]]
+        )
+    if not known_QxM.all():
+      raise ValueError(f'row {ids_QxM[~known_QxM][0]} is in no index here')
+    return distances_QxM
 
   def nearest(
     self, queries_QxD: np.ndarray, k: int
@@ -189,25 +230,38 @@ class _Shard:
         f'{self._metric}, {index_lib.METRICS[self._metric]} there'
       )
     self.mapped = index_lib.is_mapped(self.index)
-    self._first_id = first_id
+    self._first_id, self._count = first_id, shard.rows
+    self._left_out = np.array(() if whole else shard.left_out, np.int64)
     self._rows = (lambda rows: rows) if whole else shard.searchable_row
+    self._flat = isinstance(self.index, faiss.IndexFlat)
     # What a GPU multiplies with may round more than the bound allows for.
-    self.exact = isinstance(self.index, faiss.IndexFlat) and not gpu
+    self.exact = self._flat and not gpu
+    self._store, self._number = store, number
+    self._on_host = self.index
     if self.exact:
       self._flat_NxD = index_lib.flat_vectors(self.index)
       squares = self._metric == 'l2'
       self._scan = scan_lib.Scan(self._flat_NxD, squares, threads, pool)
-    else:
-      self._vectors = store.vectors(number)
     if gpu:
       self.index = index_lib.on_gpu(self.index)
 
-  def search(self, queries_QxD: np.ndarray, k: int):
+  @functools.cached_property
+  def _vectors(self):
+    return self._store.vectors(self._number)
+
+  @functools.cached_property
+  def _reconstruction(self) -> reconstruct.Reconstruction:
+    return reconstruct.Reconstruction(self._on_host, self._metric)
+
+  def search(self, queries_QxD: np.ndarray, k: int, raw: bool = False):
     """(float32 distances, int64 ids) for every query, nearest first.
 
-    Exact: at least the min(k, count) nearest. Otherwise what the index found.
+    Exact: at least the min(k, count) nearest. Otherwise what the index found,
+    ranked exactly, or as it is.
     """
     k = min(k, self.count)
+    if raw and not self._flat:
+      return self._search_raw(queries_QxD, k)
     width = min(k + max(k // 4, 16) if self.exact else 2 * k + 16, self.count)
     if self.exact:
       scores_QxW, positions_QxW = self._scan.nearest(queries_QxD, width)
@@ -233,6 +287,32 @@ class _Shard:
       order = np.lexsort((ids, distances))[:k]
       results.append((distances[order], ids[order]))
     return results
+
+  def _search_raw(self, queries_QxD: np.ndarray, k: int):
+    results = []
+    for scores, positions in zip(
+      *self.index.search(queries_QxD, k), strict=True
+    ):
+      there = positions >= 0
+      distances = metric_lib.of_scores(self._metric, scores[there])
+      ids = self._rows(positions[there]) + self._first_id
+      order = np.lexsort((ids, distances))
+      results.append((distances[order], ids[order]))
+    return results
+
+  def holds(self, ids: np.ndarray) -> np.ndarray:
+    """Which of some ids are of this shard and in its index, as bool."""
+    rows = ids - self._first_id
+    inside = (rows >= 0) & (rows < self._count)
+    return inside & ~np.isin(rows, self._left_out)
+
+  def measure(self, query_D: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Float32 distances as the index has them, to ids that it holds."""
+    rows = ids - self._first_id
+    positions = rows - np.searchsorted(self._left_out, rows)
+    if self._flat:
+      return self._distances(query_D, positions)
+    return self._reconstruction.distances(query_D, positions)
 
   def _distances(self, query_D, positions: np.ndarray) -> np.ndarray:
     result = np.empty(len(positions), np.float32)

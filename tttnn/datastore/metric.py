@@ -90,6 +90,13 @@ def distances(
   return ((metric == 'cosine') - products_N).astype(np.float32)
 
 
+def of_scores(metric: str, scores: np.ndarray) -> np.ndarray:
+  """Distances of what faiss gives: squares for l2, else products."""
+  if metric == 'l2':  # Which may come out below 0 by rounding.
+    return np.sqrt(np.maximum(scores, 0))
+  return ((metric == 'cosine') - scores).astype(np.float32)
+
+
 def overflows(query_D: np.ndarray, largest: float) -> bool | np.ndarray:
   """Whether a score of some row, of norm up to `largest`, may be infinite.
 

@@ -2,8 +2,9 @@
 
 Both ends send lines of JSON over a Unix socket. The server speaks first: one
 line about itself, together with the descriptor of this connection's `Block`.
-Then every line of the client, {"op": "search" | "status" | "shutdown", ...}, is
-answered by one line, which holds "error" if the request was refused.
+Then every line of the client, {"op": "search" | "measure" | "status" |
+"shutdown", ...}, is answered by one line, which holds "error" if the request
+was refused.
 """
 
 import fcntl
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-VERSION = 2
+VERSION = 3
 MAX_QUERIES = 256  # A request's.
 MAX_RESULTS = 1 << 16  # A request's, over all its queries.
 MAX_LINE = 1 << 16
@@ -28,7 +29,8 @@ class Block:
   """The memory that both ends of a connection share.
 
   The client writes the queries, [n, dim] float32, and rings; the server writes
-  distances and ids, [n, k] float32 and int64, and rings back.
+  distances and ids, [n, k] float32 and int64, and rings back. To measure, the
+  client writes the ids, too.
   """
 
   def __init__(self, fd: int, dim: int):

@@ -64,6 +64,8 @@ class Neighbors(list[Neighbor]):
 class Searcher(Protocol):
   """Whatever finds ids: a client of a server, of a cluster, or a device.
 
+  Of distances as an index has them (`raw`, `measure`) only the first knows.
+
   Attributes:
     info: "searchable", how many vectors there are, for one.
   """

@@ -97,6 +97,7 @@ class _Request:
   connection: _Connection
   queries_QxD: np.ndarray
   k: int
+  raw: bool = False
 
 
 class _Server:
@@ -199,11 +200,11 @@ class _Server:
       raise ValueError(f'a request is an object, not {message!r}')
     operation = message.get('op')
     if operation == 'search':
-      request = _read_request(
-        connection, message.get('count'), message.get('k')
-      )
+      request = _read_request(connection, message)
       self._engine.check(request.queries_QxD, request.k)
       self._pending.append(request)
+    elif operation == 'measure':
+      self._measure(_read_request(connection, message))
     elif operation == 'status':
       status = {'connections': len(self._connections)} | self._counts
       self._reply(connection, self._info | status)
@@ -216,12 +217,13 @@ class _Server:
   def _take_batch(self) -> list[_Request]:
     """The oldest request and those behind it that one search can answer.
 
-    Only those with the same k: what an approximate index finds depends on it.
+    Only those that ask alike: what an approximate index finds depends on k.
     """
     batch, rest, room = [], [], self._max_batch
+    first = self._pending[0]
     for request in self._pending:
       fits = len(request.queries_QxD) <= room or not batch
-      if fits and request.k == self._pending[0].k:
+      if fits and (request.k, request.raw) == (first.k, first.raw):
         batch.append(request)
         room -= len(request.queries_QxD)
       else:
@@ -233,7 +235,7 @@ class _Server:
     queries_QxD = np.concatenate([request.queries_QxD for request in batch])
     self._counts['searches'] += 1
     try:
-      found = self._engine.search(queries_QxD, batch[0].k)
+      found = self._engine.search(queries_QxD, batch[0].k, batch[0].raw)
     except ValueError as e:
       if len(batch) == 1:
         self._reply(batch[0].connection, {'error': str(e)})
@@ -253,6 +255,15 @@ class _Server:
       self._reply(request.connection, {})
       begin = end
 
+  def _measure(self, request: _Request) -> None:
+    block, count = request.connection.block, len(request.queries_QxD)
+    if request.k < 1:
+      raise ValueError(f'{request.k} rows to measure')
+    ids = block.ids[: count * request.k].reshape(count, request.k)
+    distances = self._engine.measure(request.queries_QxD, ids.copy())
+    block.distances[: distances.size] = distances.ravel()
+    self._reply(request.connection, {})
+
   def _reply(self, connection: _Connection, message: dict[str, Any]) -> None:
     line = protocol.encode(message)
     try:
@@ -270,8 +281,9 @@ class _Server:
       self._pending = [r for r in self._pending if r.connection != connection]
 
 
-def _read_request(connection: _Connection, count, k) -> _Request:
+def _read_request(connection: _Connection, message: dict[str, Any]) -> _Request:
   """A request with its own copy of the queries; `ValueError` if malformed."""
+  count, k = message.get('count'), message.get('k')
   if type(count) is not int or not 1 <= count <= protocol.MAX_QUERIES:
     raise ValueError(
       f'a request holds 1 to {protocol.MAX_QUERIES} queries, not {count!r}'
@@ -281,7 +293,8 @@ def _read_request(connection: _Connection, count, k) -> _Request:
       f'{k!r} neighbours for {count} queries; a request has room for '
       f'{protocol.MAX_RESULTS} in all'
     )
-  return _Request(connection, connection.block.queries_QxD[:count].copy(), k)
+  queries_QxD = connection.block.queries_QxD[:count].copy()
+  return _Request(connection, queries_QxD, k, message.get('raw') is True)
 
 
 @contextlib.contextmanager
