@@ -316,9 +316,13 @@ def get_config() -> ml_collections.ConfigDict:
       'neighbors': 1024,  # k, entries that are searched for each token.
       'lambda': 0.25,  # Weight of the neighbours' distribution.
       'temperature': 1.0,  # Of the softmax over minus squared distances.
-      # Distances are those to the stored keys, whatever the index. Entries that
-      # are searched for each of the k nearest that are kept: more of them make
-      # up for an index that misses some.
+      # To the stored keys, by which the nearest of more candidates are chosen:
+      # refine. To them, of those that the index finds: exact. As the index
+      # gives them, for which no stored keys are needed: index. The temperature
+      # is one's own for each. The same over Flat.
+      'distances': 'refine',
+      # Of refine, entries that are searched for each of the k nearest that are
+      # kept: more of them make up for an index that misses some.
       'refine': 1,
       # Documents are lines of the store, and their doc_id is the line's number:
       # leave out the entry that a token itself is. Protocol whole.

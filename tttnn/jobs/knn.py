@@ -21,11 +21,11 @@ from tttnn import prefetch
 from tttnn.corpus import buckets
 from tttnn.corpus import documents as documents_lib
 from tttnn.datastore import embed
-from tttnn.datastore import metric as metric_lib
 from tttnn.datastore import retrieve
 from tttnn.datastore import store as store_lib
 from tttnn.datastore import tokens as tokens_lib
 from tttnn.jobs import knn_cache
+from tttnn.jobs import knn_search
 from tttnn.jobs import neighbors as neighbors_lib
 from tttnn.jobs import rows as rows_lib
 from tttnn.methods import automaton as automaton_lib
@@ -114,43 +114,6 @@ class Reader:
     )
 
 
-class Neighbors:
-  """Entries of the store next to keys: (distances, ids) of k each."""
-
-  def __init__(self, config, store: store_lib.Store, searcher):
-    self._store, self._searcher = store, searcher
-    self._k = config.knn.neighbors
-    if config.knn.refine < 1:
-      raise ValueError(f'knn.refine={config.knn.refine} is not 1 or more')
-    self._asked = config.knn.refine * self._k + config.knn.drop_self
-    rows = store.manifest.searchable
-    if self._asked > rows:
-      raise ValueError(
-        f'knn.neighbors={self._k} asks for {self._asked} entries, but '
-        f'{store.directory} has {rows}'
-      )
-
-  def __call__(
-    self, keys_QxD: np.ndarray, own_Q: np.ndarray | None = None
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """`own_Q`: the entry that each query itself is, which is left out."""
-    if not len(keys_QxD):
-      return np.zeros((0, self._k), np.float32), np.zeros((0, self._k), int)
-    distances_QxM, ids_QxM = self._searcher.search(keys_QxD, self._asked)
-    if own_Q is not None:
-      distances_QxM, ids_QxM = knn_lm.drop_self(own_Q, distances_QxM, ids_QxM)
-    return distances_QxM[:, : self._k], ids_QxM[:, : self._k]
-
-  def exact(self, keys_QxD: np.ndarray, ids_QxM: np.ndarray) -> np.ndarray:
-    """Distances to the stored keys themselves; inf for id -1."""
-    measure = retomaton.exact(self._store.manifest.metric, self._gather)
-    return measure(keys_QxD, ids_QxM)
-
-  def _gather(self, ids: np.ndarray) -> np.ndarray:
-    metric = self._store.manifest.metric
-    return metric_lib.prepared(metric, self._store.gather(ids))
-
-
 def rows(
   config,
   model: language_model.LanguageModel,
@@ -176,7 +139,7 @@ def rows(
   with retrieve.searcher(store, **how) as searcher:
     fingerprint = embed.fingerprint(model.model, model.params, model.tokenizer)
     searcher.check(fingerprint, reader.dim, store.manifest.keys)
-    neighbors = Neighbors(config, store, searcher)
+    neighbors = knn_search.Neighbors(config, store, searcher)
     cases = (
       model.case(document, config.eval.protocol, config.eval.split_prefix)
       for document in documents
@@ -214,7 +177,7 @@ def _own(config, store: store_lib.Store, case: documents_lib.Case):
   return own_T
 
 
-def _of_each_token(config, store, neighbors: Neighbors, read):
+def _of_each_token(config, store, neighbors: knn_search.Neighbors, read):
   """(read, log p_kNN [T], what the row says more, seconds of searching)."""
   settings = knn_lm.Settings.create(config.knn)
   cache = knn_cache.Cache(config, store.manifest.metric, identity(config))
@@ -241,7 +204,7 @@ def _of_each_token(config, store, neighbors: Neighbors, read):
 def _of_the_automaton(
   config,
   store: store_lib.Store,
-  neighbors: Neighbors,
+  neighbors: knn_search.Neighbors,
   walk: retomaton.Walk,
   batch: Sequence[Read],
 ):
@@ -277,14 +240,14 @@ def _of_the_automaton(
     yield one, log_p_BxT[row, : lengths_B[row]], more, searching
 
 
-def _walk(config, store: store_lib.Store, neighbors: Neighbors):
+def _walk(config, store: store_lib.Store, neighbors: knn_search.Neighbors):
   if config.knn.drop_self:
     raise ValueError('knn.drop_self goes with method=knn_lm alone')
   settings = retomaton.Settings.create(config.retomaton)
   return retomaton.Walk(
     _automaton(config, store, settings),
     settings,
-    neighbors.exact,
+    neighbors.measure,
     rows=_BATCH,
     neighbors=config.knn.neighbors,
   )

@@ -51,7 +51,11 @@ class Cache:
 
 def _depends_on(config, about: dict) -> dict:
   """What the content of a cache depends on, but for how many neighbours."""
-  free = ('knn.lambda', 'knn.temperature', 'knn.neighbors')
+  free = ['knn.lambda', 'knn.temperature']
+  # Fewer of those whose order is that of distances are the nearest of them.
+  # By exact distances they would be others than the index finds.
+  if config.knn.distances != 'exact':
+    free.append('knn.neighbors')
   return {key: value for key, value in about.items() if key not in free} | {
     'model': checkpoint.digest(config.model.path, config.model.revision),
     **rows_lib.identity(config),
