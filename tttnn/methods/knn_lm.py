@@ -202,6 +202,29 @@ def _of_block(
   return (best_R - most_R)[:, None] + log_ratio_RxK
 
 
+def shares(
+  distances_Rxk: np.ndarray,
+  values_Rxk: np.ndarray,
+  *,
+  metric: str,
+  temperature: float,
+) -> np.ndarray:
+  """What each neighbour has of its row's p_kNN, float64 [R, k].
+
+  All 0 in a row that has none. Arguments and errors as of `log_probability`.
+  """
+  metric_lib.check(metric)
+  _check_shapes(distances_Rxk, values_Rxk, None, np.empty(len(distances_Rxk)))
+  distances_Rxk = np.where(values_Rxk < 0, np.inf, np.float64(distances_Rxk))
+  _check_distances(distances_Rxk, 0, False)
+  costs_Rxk = distances_Rxk**2 if metric == 'l2' else distances_Rxk
+  least_Rx1 = costs_Rxk.min(axis=1, keepdims=True)
+  least_Rx1[least_Rx1 == np.inf] = 0
+  shares_Rxk = np.exp((least_Rx1 - costs_Rxk) / temperature)
+  total_Rx1 = shares_Rxk.sum(axis=1, keepdims=True)
+  return shares_Rxk / np.where(total_Rx1 == 0, 1, total_Rx1)
+
+
 def interpolate(
   log_p_lm: np.ndarray, log_p_knn: np.ndarray, lambda_: float | np.ndarray
 ) -> np.ndarray:

@@ -205,6 +205,34 @@ class Model:
     )
     return self._score(params, hidden_BxTxD, targets_BxT), keys_BxTxD
 
+  def next_logits_and_keys(
+    self,
+    params: Params,
+    tokens_BxT: jax.Array,
+    lengths_B: jax.Array,
+    kind: str,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Of what follows each row's last token: logits and keys in one pass.
+
+    Args:
+      params: as `init` makes them.
+      tokens_BxT: as of `hidden`.
+      lengths_B: how many tokens of each row count, at least one; the others are
+        padding behind them.
+      kind: as of `keys`.
+
+    Returns:
+      Logits [B, V] in float32, and keys [B, D] in `dtype`.
+    """
+    last_Bx1x1 = (lengths_B - 1)[:, None, None]
+    hidden_Bx1xD, keys_Bx1xD = (
+      jnp.take_along_axis(states_BxTxD, last_Bx1x1, axis=1)
+      for states_BxTxD in self._hidden_and_keys(params, tokens_BxT, kind, None)
+    )
+    with self._precision():
+      logits_Bx1xV = loss.vocabulary_logits(*self._head(params, hidden_Bx1xD))
+    return logits_Bx1xV[:, 0], keys_Bx1xD[:, 0]
+
   def cross_entropy(
     self,
     params: Params,
