@@ -211,6 +211,10 @@ def get_config() -> ml_collections.ConfigDict:
     text='',  # One text, or ...
     input='',  # ... a JSONL file of {"text", "doc_id"?}.
     output='',  # JSONL of the neighbours; '': a table on the terminal.
+    # Over a store of tokens, what could follow a text is shown: the settings of
+    # knn, by model.path. Of each of the retrieval.neighbors entries that are
+    # shown, so many tokens before it.
+    context=12,
   )
   config.retrieval = _section(
     neighbors=50,  # N

@@ -1,6 +1,13 @@
-"""Looks texts up in a store; shows whether its server is up; shuts it down."""
+"""Looks texts up in a store; shows whether its server is up; shuts it down.
 
+In a store of tokens what could follow a text is looked up: see `query_tokens`.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
 import os
+import pathlib
 import sys
 
 import tqdm
@@ -9,6 +16,7 @@ from tttnn import files
 from tttnn import prefetch
 from tttnn.datastore import client as client_lib
 from tttnn.datastore import store as store_lib
+from tttnn.datastore import tokens as tokens_lib
 
 _BATCH = 64  # Texts of one search.
 
@@ -82,11 +90,11 @@ def _see_cluster(config) -> None:
 
 
 def _search(config) -> None:
-  # Only a search needs the embedder, and with it JAX.
+  # Only a search needs a model, and with it JAX.
   from tttnn import device
   from tttnn.corpus import documents
   from tttnn.datastore import replay
-  from tttnn.jobs import neighbors
+  from tttnn.jobs import query_tokens
 
   query = config.query
   if bool(query.text) == bool(query.input):
@@ -96,22 +104,40 @@ def _search(config) -> None:
   else:
     texts = documents.read(query.input)
   device.keep_compiled_programs()
-  k = config.retrieval.neighbors
-  with neighbors.retriever(config) as retriever:
+  manifest = store_lib.read_manifest(pathlib.Path(config.store.path))
+  if manifest.kind == tokens_lib.KIND:
+    opened, show, line = (
+      query_tokens.opened,
+      query_tokens.show,
+      query_tokens.line,
+    )
+  else:
+    opened, show, line = _documents, _show, replay.line
+  with opened(config) as find:
     if not query.output:
       for text in texts:
-        _show(text.doc_id, retriever([text.text], k)[0])
+        show(text.doc_id, find([text.text])[0])
       return
     with (
       files.atomic(query.output) as file,
       tqdm.tqdm(total=len(texts), desc='query', unit=' texts') as bar,
     ):
       for batch in prefetch.batches(texts, _BATCH):
-        found = retriever([text.text for text in batch], k)
+        found = find([text.text for text in batch])
         for text, nearest in zip(batch, found, strict=True):
-          file.write(replay.line(text.doc_id, nearest).encode())
+          file.write(line(text.doc_id, nearest).encode())
         bar.update(len(batch))
+  k = config.retrieval.neighbors
   print(f'query: {query.output}: {len(texts)} texts, {k} neighbours each')
+
+
+@contextlib.contextmanager
+def _documents(config) -> Iterator[Callable]:
+  """Finds the nearest documents of texts, for the length of a context."""
+  from tttnn.jobs import neighbors
+
+  with neighbors.retriever(config) as retriever:
+    yield lambda texts: retriever(texts, config.retrieval.neighbors)
 
 
 def _show(doc_id, neighbors) -> None:
