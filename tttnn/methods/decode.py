@@ -135,7 +135,7 @@ def compile_decoder(
       beams = Beams(step, rows_R, tokens_R, finished_R)
       logits_RxV, keys_RxD, cache = advance(params, tokens_R, cache, rows_R)
       if adjust is None:
-        log_p_RxV = _log_softmax(logits_RxV)
+        log_p_RxV = log_softmax(logits_RxV)
       else:
         log_p_RxV = adjust(logits_RxV, keys_RxD, beams)
       candidates = _best(log_p_RxV, state.scores_BxI, state.candidates)
@@ -147,7 +147,7 @@ def compile_decoder(
   return write
 
 
-_log_softmax = jax.jit(jax.nn.log_softmax)
+log_softmax = jax.jit(jax.nn.log_softmax)
 
 
 @functools.partial(jax.jit, static_argnums=2)
