@@ -1,13 +1,18 @@
 """Neighbours while writing, against a search in float64 that knows all keys."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import retomaton_test
+from tttnn.methods import automaton as automaton_lib
 from tttnn.methods import decode
 from tttnn.methods import knn_decode
 from tttnn.methods import knn_lm
+from tttnn.methods import retomaton
 
 pytestmark = pytest.mark.usefixtures('compile_fast')
 
@@ -18,7 +23,7 @@ INPUTS, MAX_TOKENS, ENTRIES = 6, 8, 150
 class World:
   """A recurrent toy of a decoder, and a store of keys as it makes them."""
 
-  def __init__(self, metric='l2', seed=0):
+  def __init__(self, metric='l2', seed=0, states=0):
     rng = np.random.default_rng(seed)
     self.metric = metric
     self.params = {
@@ -30,6 +35,8 @@ class World:
     self.keys = rng.uniform(-1, 1, (ENTRIES, D)).astype(np.float32)
     self.values = rng.integers(0, V, ENTRIES).astype(np.uint16)
     self.values[::7] = END
+    self.starts = np.sort([0, *rng.integers(0, ENTRIES + 1, 8)])
+    self.cluster = rng.integers(0, states, ENTRIES) if states else None
     self.asked = []  # How many queries each search had.
 
   def distances(self, key):
@@ -41,6 +48,9 @@ class World:
       return -(keys @ key)
     norms = np.linalg.norm(keys, axis=1) * np.linalg.norm(key)
     return 1 - (keys @ key) / norms
+
+  def distance(self, key, ids):
+    return self.distances(key)[ids]
 
   def search(self, keys_QxD, k=K):
     self.asked.append(len(keys_QxD))
@@ -55,6 +65,19 @@ class World:
   def knn(self, settings, search=None):
     return knn_decode.Knn(
       search or self.search, self.look_up, settings, metric=self.metric
+    )
+
+  def retomaton(self, settings, pointers):
+    automaton = automaton_lib.build(self.values, self.starts, self.cluster)
+    distances = retomaton.exact(self.metric, self.keys.__getitem__)
+    return knn_decode.Retomaton(
+      lambda rows: retomaton.Walk(
+        automaton, pointers, distances, rows=rows, neighbors=K
+      ),
+      self.search,
+      self.look_up,
+      settings,
+      metric=self.metric,
     )
 
   def write(self, search, adjust=None):
@@ -95,19 +118,36 @@ class World:
       p[self.values[entry]] += weight
     return p
 
-  def log_p(self, settings):
-    """(input, text) -> log of the mixture, in float64."""
+  def log_p(self, settings, walked=None):
+    """(input, text) -> log of the mixture, in float64.
+
+    `walked`: (input, text) -> (distances, ids); None: those of a search.
+    """
 
     def mixed(number, text):
       log_p, key = self.model(number, text)
-      away = self.distances(key)
-      ids = np.argsort(away, kind='stable')[: settings.neighbors]
-      p = self.p_knn(away[ids], ids, settings.temperature)
+      if walked:
+        away, ids = walked(number, text)
+      else:
+        away = self.distances(key)
+        ids = np.argsort(away, kind='stable')[: settings.neighbors]
+        away = away[ids]
+      p = self.p_knn(away, ids, settings.temperature)
       lambda_ = settings.lambda_
       with np.errstate(divide='ignore'):
         return np.log((1 - lambda_) * np.exp(log_p) + lambda_ * p)
 
     return mixed
+
+  def walk(self, number, text, pointers):
+    """(whether the last step searched, what it found) by sets and lists."""
+    plain = retomaton_test.Plain(self, pointers)
+    for length in range(len(text) + 1):
+      _, key = self.model(number, text[:length])
+      need, found = plain.candidates(key)
+      if length < len(text):
+        plain.advance(text[length])
+    return need, found
 
 
 def log_softmax(logits):
@@ -276,3 +316,74 @@ def test_answers_of_another_shape_are_refused():
     call(hook, *logits_and_keys(2), np.zeros(2, bool))
   with pytest.raises(ValueError, match="metric='l1'"):
     World('l1').knn(knn_lm.Settings(K))
+
+
+@pytest.mark.parametrize('search', SEARCHES)
+@pytest.mark.parametrize(
+  'min_knns, max_knns, dedupe, states',
+  [(1, 20, True, 0), (2, 20, False, 0), (1, 8, True, 30), (3, 20, True, 12)],
+)
+def test_retomaton_equals_a_plain_automaton(
+  search, min_knns, max_knns, dedupe, states
+):
+  """Each text's state is that of walking through it from its beginning."""
+  world = World(states=states)
+  settings = knn_lm.Settings(K, 0.5, 0.5)
+  pointers = retomaton.Settings(min_knns, max_knns, dedupe, states)
+  hook = world.retomaton(settings, pointers)
+  need = []
+  texts_R = []
+
+  def adjust(logits_RxV, keys_RxD, beams):
+    if beams.step:
+      texts_R[:] = [
+        (*texts_R[row], int(token))
+        for row, token in zip(beams.rows_R, beams.tokens_R, strict=True)
+      ]
+    else:
+      texts_R[:] = [()] * len(beams.rows_R)
+    for row in np.flatnonzero(~beams.finished_R):
+      need.append(walk(row // search.beams, texts_R[row])[0])
+    return hook(logits_RxV, keys_RxD, beams)
+
+  @functools.cache
+  def walk(number, text):
+    return world.walk(number, text, pointers)
+
+  def found(number, text):
+    pairs = walk(number, text)[1]
+    distances, ids = zip(*pairs, strict=True)
+    return np.array(distances), np.array(ids)
+
+  texts = world.write(search, adjust)
+  log_p = world.log_p(settings, found)
+  expected = [search_plainly(log_p, number, search) for number in range(INPUTS)]
+  assert_texts(texts, expected)
+  assert hook.saved == pytest.approx(1 - np.mean(need))
+  assert 0.1 < hook.saved < 0.9
+  # Later texts begin afresh, and may be fewer.
+  assert world.write(search, hook) == texts
+
+
+@pytest.mark.parametrize('search', SEARCHES)
+def test_retomaton_that_always_searches_and_keeps_nothing_is_knn(search):
+  world = World()
+  settings = knn_lm.Settings(K, 0.5, 0.5)
+  hook = world.retomaton(settings, retomaton.Settings(np.inf, 0))
+  assert world.write(search, hook) == world.write(search, world.knn(settings))
+  assert hook.saved == 0
+
+
+def test_retomaton_leaves_rows_without_a_key_alone():
+  world = World()
+  settings = knn_lm.Settings(K, 0.5, 0.5)
+  logits_RxV, keys_RxD = logits_and_keys(3)
+  keys_RxD[[0, 2], 1] = np.nan
+  finished_R = np.array([False, False, True])
+  hook = world.retomaton(settings, retomaton.Settings(1, 20))
+  assert np.isnan(hook.saved)
+  found_RxV = call(hook, logits_RxV, keys_RxD, finished_R)
+  expected_RxV = call(world.knn(settings), logits_RxV, keys_RxD, finished_R)
+  np.testing.assert_array_equal(found_RxV, expected_RxV)
+  assert np.isnan(found_RxV).all(axis=1).tolist() == [True, False, False]
+  assert world.asked == [1, 1] and hook.saved == 0
