@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from tests import retomaton_test
+from tests import tiny
 from tttnn.methods import automaton as automaton_lib
 from tttnn.methods import decode
 from tttnn.methods import knn_decode
@@ -186,8 +188,8 @@ def search_plainly(log_p, number, search):
   return ended[0][1], ended[0][0]
 
 
-def assert_texts(texts, expected):
-  assert [(*t.tokens, *[END] * t.ended) for t in texts] == [
+def assert_texts(texts, expected, end=END):
+  assert [(*t.tokens, *[end] * t.ended) for t in texts] == [
     text for text, _ in expected
   ]
   np.testing.assert_allclose(
@@ -387,3 +389,83 @@ def test_retomaton_leaves_rows_without_a_key_alone():
   np.testing.assert_array_equal(found_RxV, expected_RxV)
   assert np.isnan(found_RxV).all(axis=1).tolist() == [True, False, False]
   assert world.asked == [1, 1] and hook.saved == 0
+
+
+@torch.no_grad()
+def test_a_real_model_writes_as_one_that_reads_all_again():
+  """T5, greedily; PyTorch reads input and text for each token of it."""
+  model, params, reference = tiny.seq2seq('gated-gelu', False)
+  states, end, start = [], 31, model.config.decoder_start_token_id
+  module = reference.decoder.block[-1].layer[2].DenseReluDense
+  handle = module.register_forward_pre_hook(
+    lambda _, inputs: states.append(inputs[0].numpy())
+  )
+  rng = np.random.default_rng(0)
+
+  def read(inputs_BxT, mask_BxT, texts_BxU):
+    """(log p_LM [B, U, V], keys [B, U, D])."""
+    states.clear()
+    logits = reference(
+      torch.tensor(inputs_BxT),
+      attention_mask=torch.tensor(mask_BxT).long(),
+      decoder_input_ids=torch.tensor(texts_BxU),
+    ).logits
+    return torch.log_softmax(logits.double(), -1).numpy(), states[0]
+
+  shape, vocabulary = (8, 12), tiny.VOCABULARY
+  texts_BxU = rng.integers(4, vocabulary, (8, 25))
+  texts_BxU[:, 0] = start
+  _, keys_BxUxD = read(
+    rng.integers(4, vocabulary, shape), np.ones(shape, bool), texts_BxU
+  )
+  keys_NxD = keys_BxUxD[:, :-1].reshape(-1, keys_BxUxD.shape[-1])
+  values_N = texts_BxU[:, 1:].reshape(-1)
+  mask_BxT = np.arange(12) < np.array([12, 3, 7, 1])[:, None]
+  inputs_BxT = np.where(mask_BxT, rng.integers(4, vocabulary, (4, 12)), 0)
+  settings = knn_lm.Settings(K, 0.5, 20.0)
+
+  def nearest(key):
+    away = np.sqrt(((np.float64(keys_NxD) - key) ** 2).sum(axis=1))
+    ids = np.argsort(away, kind='stable')[:K]
+    return away[ids], ids
+
+  def slowly(row):
+    text, score = [], 0.0
+    while len(text) < MAX_TOKENS and end not in text:
+      log_p, keys = read(
+        inputs_BxT[row : row + 1],
+        mask_BxT[row : row + 1],
+        np.array([[start, *text]]),
+      )
+      away, ids = nearest(keys[0, -1])
+      shares = np.exp((away[0] ** 2 - away**2) / settings.temperature)
+      p = np.exp(log_p[0, -1]) / 2
+      np.add.at(p, values_N[ids], shares / shares.sum() / 2)
+      text.append(int(p.argmax()))
+      score += np.log(p.max())
+    return tuple(text), score
+
+  def search(keys_QxD):
+    found = [nearest(key) for key in keys_QxD]
+    distances, ids = map(np.array, zip(*found, strict=True))
+    return np.float32(distances), ids
+
+  write = decode.compile_decoder(
+    model.encode,
+    model.init_cache,
+    functools.partial(model.decode, kind='ffn_input'),
+    decode.Search(MAX_TOKENS),
+    start=start,
+    end=end,
+  )
+  hook = knn_decode.Knn(
+    search,
+    lambda ids: knn_lm.look_up(values_N, ids),
+    settings,
+    metric='l2',
+  )
+  texts = write(params, inputs_BxT, mask_BxT, hook)
+  expected = [slowly(row) for row in range(4)]
+  handle.remove()
+  assert_texts(texts, expected, end)
+  assert texts != write(params, inputs_BxT, mask_BxT)

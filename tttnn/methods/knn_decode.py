@@ -87,6 +87,10 @@ class Retomaton:
   Pointers stay with the texts, whatever rows those move to. At step 0 all rows
   begin a sequence: texts that are written one after another may be of any
   number of rows.
+
+  Attributes:
+    steps: of all texts so far, each row that is not finished counting one.
+    searches: in how many of them a row searched.
   """
 
   def __init__(
@@ -112,15 +116,12 @@ class Retomaton:
     self._new_walk, self._walk = new_walk, None
     self._search, self._values = search, values
     self._settings, self._metric = settings, metric
-    self._steps = self._searches = 0
+    self.steps = self.searches = 0
 
   @property
   def saved(self) -> float:
-    """Steps without a search / all steps so far (FoSS); NaN of none.
-
-    Of rows that are not finished, each counting one a token.
-    """
-    return 1 - self._searches / self._steps if self._steps else math.nan
+    """Steps without a search / all steps so far (FoSS); NaN of none."""
+    return 1 - self.searches / self.steps if self.steps else math.nan
 
   def __call__(
     self, logits_RxV: jax.Array, keys_RxD: jax.Array, beams: decode.Beams
@@ -136,8 +137,8 @@ class Retomaton:
     need_R = self._walk.ask(live_R)
     found = self._search(keys_RxD[need_R]) if need_R.any() else (None, None)
     distances_RxM, ids_RxM = self._walk.candidates(keys_RxD, *found)
-    self._steps += np.count_nonzero(live_R)
-    self._searches += np.count_nonzero(need_R)
+    self.steps += int(live_R.sum())
+    self.searches += int(need_R.sum())
     return _mixed(
       logits_RxV,
       distances_RxM,
