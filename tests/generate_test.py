@@ -169,6 +169,68 @@ def test_a_text_does_not_depend_on_its_company():
   assert write(params, prompts[::-1], keys_B[::-1]) == together[::-1]
 
 
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('sampling', [GREEDY, RANDOM])
+def test_step_by_step_is_as_at_once(kind, sampling):
+  model, params, _ = tiny.causal(kind, CONTEXT)
+  prompts = random_prompts()
+  calls = []
+
+  def adjust(logits_BxV, keys_BxD, beams):
+    calls.append((np.asarray(keys_BxD), beams))
+    return jax.nn.log_softmax(logits_BxV)
+
+  write = generate.compile_stepwise_writer(
+    model.init_cache,
+    functools.partial(model.decode_keys, kind='ffn_input'),
+    sampling,
+    context=CONTEXT,
+    end=END[kind],
+  )
+  texts = write(params, prompts, keys(len(prompts)), adjust)
+  assert texts == writer(model, sampling)(params, prompts, keys(len(prompts)))
+  whole_BxT = np.zeros((len(prompts), CONTEXT), int)
+  for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+    whole_BxT[row, : len(prompt + text)] = prompt + text
+  # What the keys are is told by the model that reads all at once.
+  read = jax.jit(lambda params, tokens: model.keys(params, tokens, 'ffn_input'))
+  expected_BxTxD = read(params, whole_BxT)
+  for step, (keys_BxD, beams) in enumerate(calls):
+    assert beams.step == step and beams.rows_R.tolist() == [0, 1, 2, 3]
+    for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+      assert beams.finished_R[row] == (step > len(text))
+      place = len(prompt) - 1 + step
+      if step <= len(text):
+        assert beams.tokens_R[row] == whole_BxT[row, place]
+        np.testing.assert_allclose(
+          keys_BxD[row], expected_BxTxD[row, place], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_tokens_are_chosen_by_what_the_hook_says():
+  model, params, _ = tiny.causal('gpt2', CONTEXT)
+  write = generate.compile_stepwise_writer(
+    model.init_cache,
+    functools.partial(model.decode_keys, kind='final_hidden'),
+    GREEDY,
+    context=CONTEXT,
+    end=5,
+  )
+
+  def adjust(logits_BxV, keys_BxD, beams):
+    # Row i writes 7 at each step, ends after i tokens; the last has no number.
+    said_B = jnp.where(jnp.arange(4) == beams.step, 5, 7)
+    log_p_BxV = jnp.log(jax.nn.one_hot(said_B, tiny.VOCABULARY))
+    return log_p_BxV.at[3, 7].set(jnp.nan)
+
+  texts = write(params, random_prompts(), keys(4), adjust)
+  assert texts == [[], [7], [7, 7], None]
+  broken = jax.tree.map(lambda x: x * jnp.nan, params)
+  assert write(broken, random_prompts(), keys(4), adjust) == [None] * 4
+  with pytest.raises(ValueError, match='prompt 1 has no tokens'):
+    write(params, [[1], []], keys(2), adjust)
+
+
 def test_the_key_decides_what_is_drawn():
   model, params, _ = tiny.causal('gpt2', CONTEXT)
   write, prompts = writer(model, RANDOM), random_prompts()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Sequence
 import dataclasses
+import functools
 
 import jax
 
@@ -112,22 +113,44 @@ class LanguageModel:
     None where the model's logits are not finite. Raises ValueError where the
     text and what is to be written exceed the context.
     """
-    write_tokens = generate.compile_writer(
-      self.model.init_cache,
-      self.model.decode,
-      sampling,
-      context=self.context,
-      end=self.start,
+    write = generate.compile_writer(
+      self.model.init_cache, self.model.decode, sampling, **self._limits()
     )
 
-    def write(params, text: str, key: jax.Array | None = None) -> str | None:
-      key = jax.random.key(self.adaptation.seed) if key is None else key
-      (written,) = write_tokens(params, [self.prompt(text)], key[None])
-      if written is None:
-        return None
-      return tokenizer_lib.decode(self.tokenizer, written)
+    def write_one(params, text: str, key: jax.Array | None = None):
+      return self._of_one(write, params, text, key)
 
-    return write
+    return write_one
+
+  def stepwise_writer(
+    self, sampling: generate.Sampling, kind: str
+  ) -> Callable[..., str | None]:
+    """As `writer`, of (params, text, key, adjust).
+
+    `adjust` is as of `generate.compile_stepwise_writer`; keys are of a `kind`
+    as of `models.model.Model.keys`.
+    """
+    write = generate.compile_stepwise_writer(
+      self.model.init_cache,
+      functools.partial(self.model.decode_keys, kind=kind),
+      sampling,
+      **self._limits(),
+    )
+
+    def write_one(params, text: str, key: jax.Array | None, adjust):
+      return self._of_one(write, params, text, key, adjust)
+
+    return write_one
+
+  def _limits(self) -> dict[str, int]:
+    return {'context': self.context, 'end': self.start}
+
+  def _of_one(self, write, params, text: str, key, *more) -> str | None:
+    key = jax.random.key(self.adaptation.seed) if key is None else key
+    (written,) = write(params, [self.prompt(text)], key[None], *more)
+    if written is None:
+      return None
+    return tokenizer_lib.decode(self.tokenizer, written)
 
   def pool(
     self,

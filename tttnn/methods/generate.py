@@ -4,18 +4,24 @@ Greedily, or drawn from the model's distribution, which a temperature sharpens
 and which is cut to its k likeliest tokens (Fan et al., ACL 2018, section 5.4)
 or to the likeliest that make up p of it (Holtzman et al., ICLR 2020, section
 3.1), in this order and by the rules of `transformers`' logits processors.
+
+A whole text is one compiled program, unless the distribution of each token is
+to be changed by what is looked up: then a step is, and the loop is Python's.
 """
 
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tttnn.corpus import buckets
+from tttnn.methods import decode as decode_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,56 +133,145 @@ def compile_writer(
   write = _program(init_cache, decode, sampling, context, end)
 
   def write_all(params, prompts: Sequence[Sequence[int]], keys_B):
-    check(dict(enumerate(prompts)), context, sampling.max_tokens)
-    size = buckets.padded(max(map(len, prompts)), context)
-    tokens_BxT = np.zeros((len(prompts), size), np.int32)
-    for row, prompt in enumerate(prompts):
-      tokens_BxT[row, : len(prompt)] = prompt
-    lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
-    text_BxN, finite_B = jax.device_get(
-      write(params, tokens_BxT, lengths_B, keys_B)
-    )
-    return [
-      _before(end, text.tolist()) if finite else None
-      for text, finite in zip(text_BxN, finite_B, strict=True)
-    ]
+    padded = _padded(prompts, context, sampling)
+    return _texts(end, write(params, *padded, keys_B))
 
   return write_all
 
 
+def compile_stepwise_writer(
+  init_cache: Callable,
+  decode: Callable,
+  sampling: Sampling,
+  *,
+  context: int,
+  end: int,
+) -> Callable[..., list[list[int] | None]]:
+  """As `compile_writer`, but each token's distribution may be changed.
+
+  Args:
+    init_cache: as of `compile_writer`.
+    decode: as there, but with the key [B, D] of each row's last token between
+      the logits and the cache.
+    sampling: likewise.
+    context: likewise.
+    end: likewise.
+
+  Returns:
+    (params, prompts, keys_B, adjust) -> the texts as of `compile_writer`, of
+    tokens chosen by the log-probabilities that `adjust` gives as it does for
+    `decode.compile_decoder`; of `Beams`, tokens_R is a prompt's last token at
+    step 0. None also where one of them is not a number.
+  """
+
+  @jax.jit
+  def begin(params, tokens_BxT, lengths_B):
+    rows, tokens = tokens_BxT.shape
+    cache = init_cache(rows, min(context, tokens + sampling.max_tokens))
+    return decode(params, tokens_BxT, cache, lengths_B)
+
+  @functools.partial(jax.jit, donate_argnums=2)
+  def advance(params, token_B, cache):
+    return decode(params, token_B[:, None], cache)
+
+  @jax.jit
+  def take(step, logits_BxV, log_p_BxV, keys_B, written):
+    fine_B = jnp.all(jnp.isfinite(logits_BxV), axis=-1)
+    fine_B &= ~jnp.any(jnp.isnan(log_p_BxV), axis=-1)
+    return _take(step, log_p_BxV, fine_B, keys_B, written, sampling, end)
+
+  def write(params, prompts, keys_B, adjust: decode_lib.Adjust):
+    tokens_BxT, lengths_B = _padded(prompts, context, sampling)
+    token_B = np.array([prompt[-1] for prompt in prompts])
+    row_B = np.arange(len(prompts))
+    written = _nothing(len(prompts), sampling, end)
+    logits_BxV, key_BxD, cache = begin(params, tokens_BxT, lengths_B)
+    for step in range(sampling.max_tokens):
+      if step:
+        logits_BxV, key_BxD, cache = advance(params, token_B, cache)
+      beams = decode_lib.Beams(
+        step, row_B, np.asarray(token_B), np.asarray(written.done_B)
+      )
+      log_p_BxV = adjust(logits_BxV, key_BxD, beams)
+      token_B, written = take(step, logits_BxV, log_p_BxV, keys_B, written)
+      if np.all(written.done_B):
+        break
+    return _texts(end, written)
+
+  return write
+
+
+class _Written(NamedTuple):
+  """The texts so far, which have ended, which the model had numbers for."""
+
+  text_BxN: jax.Array
+  done_B: jax.Array
+  finite_B: jax.Array
+
+
+def _padded(prompts, context: int, sampling: Sampling):
+  """(tokens_BxT, lengths_B) of prompts that have room to go on."""
+  check(dict(enumerate(prompts)), context, sampling.max_tokens)
+  size = buckets.padded(max(map(len, prompts)), context)
+  tokens_BxT = np.zeros((len(prompts), size), np.int32)
+  for row, prompt in enumerate(prompts):
+    tokens_BxT[row, : len(prompt)] = prompt
+  return tokens_BxT, np.array([len(prompt) for prompt in prompts], np.int32)
+
+
+def _texts(end: int, written: _Written) -> list[list[int] | None]:
+  text_BxN, _, finite_B = jax.device_get(written)
+  return [
+    _before(end, text.tolist()) if finite else None
+    for text, finite in zip(text_BxN, finite_B, strict=True)
+  ]
+
+
+def _nothing(rows: int, sampling: Sampling, end: int) -> _Written:
+  text_BxN = jnp.full((rows, sampling.max_tokens), end)
+  return _Written(text_BxN, jnp.zeros(rows, bool), jnp.ones(rows, bool))
+
+
+def _take(
+  step, logits_BxV, fine_B, keys_B, written: _Written, sampling, end
+) -> tuple[jax.Array, _Written]:
+  """The token of a step, and what is written with it."""
+  text_BxN, done_B, finite_B = written
+  key_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
+  token_B = choose(logits_BxV, key_B, sampling)
+  finite_B &= done_B | fine_B
+  token_B = jnp.where(done_B | ~finite_B, end, token_B)
+  text_BxN = text_BxN.at[:, step].set(token_B)
+  return token_B, _Written(text_BxN, done_B | (token_B == end), finite_B)
+
+
 def _program(init_cache, decode, sampling: Sampling, context: int, end: int):
-  """(params, tokens_BxT, lengths_B, keys_B) -> (texts [B, N], finite [B])."""
+  """(params, tokens_BxT, lengths_B, keys_B) -> what is written."""
 
   @jax.jit
   def write(params, tokens_BxT, lengths_B, keys_B):
     rows, tokens = tokens_BxT.shape
 
-    def take(step, logits_BxV, text_BxN, done_B, finite_B):
-      key_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
-      token_B = choose(logits_BxV, key_B, sampling)
-      finite_B &= done_B | jnp.all(jnp.isfinite(logits_BxV), axis=-1)
-      token_B = jnp.where(done_B | ~finite_B, end, token_B)
-      text_BxN = text_BxN.at[:, step].set(token_B)
-      return token_B, text_BxN, done_B | (token_B == end), finite_B
+    def take(step, logits_BxV, written):
+      fine_B = jnp.all(jnp.isfinite(logits_BxV), axis=-1)
+      return _take(step, logits_BxV, fine_B, keys_B, written, sampling, end)
 
     def unfinished(state):
-      step, _, (_, _, done_B, _) = state
-      return (step < sampling.max_tokens) & ~jnp.all(done_B)
+      step, _, (_, written) = state
+      return (step < sampling.max_tokens) & ~jnp.all(written.done_B)
 
     def advance(state):
-      step, cache, (token_B, text_BxN, done_B, finite_B) = state
+      step, cache, (token_B, written) = state
       # Rows that are done read on: the cache has room for all that is written.
       logits_BxV, cache = decode(params, token_B[:, None], cache)
-      taken = take(step, logits_BxV, text_BxN, done_B, finite_B)
-      return step + 1, cache, taken
+      return step + 1, cache, take(step, logits_BxV, written)
 
     cache = init_cache(rows, min(context, tokens + sampling.max_tokens))
     logits_BxV, cache = decode(params, tokens_BxT, cache, lengths_B)
-    text_BxN = jnp.full((rows, sampling.max_tokens), end)
-    begun = take(0, logits_BxV, text_BxN, jnp.zeros(rows, bool), True)
+    begun = take(0, logits_BxV, _nothing(rows, sampling, end))
     state = jax.lax.while_loop(unfinished, advance, (1, cache, begun))
-    _, _, (_, text_BxN, _, finite_B) = state
-    return text_BxN, finite_B
+    _, _, (_, written) = state
+    return written
 
   return write
 

@@ -6,6 +6,7 @@ To add an architecture, write its file as `gpt2.py` is written and name it in
 ARCHITECTURES.
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -267,7 +268,7 @@ class Model:
     def attended():
       tokens_BxT = jnp.zeros((rows, length), jnp.int32)
       params = self.init(jax.random.key(0))
-      return self._attend(params, tokens_BxT, tokens_BxT, {})[1]
+      return self._attend(params, tokens_BxT, tokens_BxT, {})[2]
 
     shapes = jax.eval_shape(attended)
     attention = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -300,23 +301,23 @@ class Model:
       ValueError: the model is no causal LM, or more tokens than the cache has
         places.
     """
-    self._require_causal()
-    rows, tokens = tokens_BxT.shape
-    places = jax.tree.leaves(cache['attention'])[0].shape[-2]
-    if tokens > places:
-      raise ValueError(f'{tokens} tokens exceed the {places} of the cache')
-    if lengths_B is None:
-      lengths_B = jnp.full(rows, tokens)
-    position_BxT = cache['length'][:, None] + jnp.arange(tokens)
-    with self._precision():
-      hidden_BxTxD, attention = self._attend(
-        params, tokens_BxT, position_BxT, cache['attention']
-      )
-      last_Bx1x1 = jnp.maximum(lengths_B - 1, 0)[:, None, None]
-      hidden_Bx1xD = jnp.take_along_axis(hidden_BxTxD, last_Bx1x1, axis=1)
-      logits_Bx1xV = loss.vocabulary_logits(*self._head(params, hidden_Bx1xD))
-    length_B = cache['length'] + lengths_B
-    return logits_Bx1xV[:, 0], {'length': length_B, 'attention': attention}
+    logits_BxV, _, cache = self._decode(params, tokens_BxT, cache, lengths_B)
+    return logits_BxV, cache
+
+  def decode_keys(
+    self,
+    params: Params,
+    tokens_BxT: jax.Array,
+    cache: Cache,
+    lengths_B: jax.Array | None = None,
+    *,
+    kind: str,
+  ) -> tuple[jax.Array, jax.Array, Cache]:
+    """(logits [B, V], `keys` [B, D] of each row's last token, cache).
+
+    As `decode` but for the keys, which are of a `kind` as of `keys`.
+    """
+    return self._decode(params, tokens_BxT, cache, lengths_B, kind)
 
   def masked_log_likelihood(
     self,
@@ -353,41 +354,70 @@ class Model:
 
   def _hidden_and_keys(self, params, tokens_BxT, kind, mask_BxT):
     self._require_causal()
-    kinds = self.architecture.KEYS
-    if kind not in kinds:
-      raise ValueError(
-        f'a {self.model_type} has no keys {kind!r}, only {", ".join(kinds)}'
-      )
-    path = tuple(kinds[kind].format(last=self.config.layers - 1).split('.'))
+    capture = self._capture(kind)
     self._check_length(tokens_BxT)
     with self._precision():
       hidden_BxTxD, kept = self._module().apply(
         {'params': params},
         tokens_BxT,
         mask_BxT,
-        capture_intermediates=lambda module, name: (
-          module.path == path and name == '__call__'
-        ),
+        capture_intermediates=capture,
         mutable=['intermediates'],
       )
     (keys_BxTxD,) = jax.tree.leaves(kept)
     return hidden_BxTxD, keys_BxTxD
+
+  def _capture(self, kind: str) -> Callable[[Any, str], bool]:
+    """Which output of which module is kept as the key."""
+    kinds = self.architecture.KEYS
+    if kind not in kinds:
+      raise ValueError(
+        f'a {self.model_type} has no keys {kind!r}, only {", ".join(kinds)}'
+      )
+    path = tuple(kinds[kind].format(last=self.config.layers - 1).split('.'))
+    return lambda module, name: module.path == path and name == '__call__'
 
   def _check_length(self, tokens_BxT) -> None:
     tokens = tokens_BxT.shape[1]
     if tokens > self.context:
       raise ValueError(f'{tokens} tokens exceed the context of {self.context}')
 
-  def _attend(self, params, tokens_BxT, position_BxT, attention):
-    """(hidden states, what attention keeps); {}: makes places for T tokens."""
+  def _decode(self, params, tokens_BxT, cache, lengths_B, kind=None):
+    """(logits, keys of a kind, None being none, cache)."""
+    self._require_causal()
+    rows, tokens = tokens_BxT.shape
+    places = jax.tree.leaves(cache['attention'])[0].shape[-2]
+    if tokens > places:
+      raise ValueError(f'{tokens} tokens exceed the {places} of the cache')
+    if lengths_B is None:
+      lengths_B = jnp.full(rows, tokens)
+    position_BxT = cache['length'][:, None] + jnp.arange(tokens)
+    last_Bx1x1 = jnp.maximum(lengths_B - 1, 0)[:, None, None]
+    with self._precision():
+      hidden_BxTxD, keys_BxTxD, attention = self._attend(
+        params, tokens_BxT, position_BxT, cache['attention'], kind
+      )
+      hidden_Bx1xD = jnp.take_along_axis(hidden_BxTxD, last_Bx1x1, axis=1)
+      logits_Bx1xV = loss.vocabulary_logits(*self._head(params, hidden_Bx1xD))
+    keys_BxD = None
+    if kind is not None:
+      keys_BxD = jnp.take_along_axis(keys_BxTxD, last_Bx1x1, axis=1)[:, 0]
+    cache = {'length': cache['length'] + lengths_B, 'attention': attention}
+    return logits_Bx1xV[:, 0], keys_BxD, cache
+
+  def _attend(self, params, tokens_BxT, position_BxT, attention, kind=None):
+    """(hidden states, keys, what attention keeps); {}: makes places for T."""
+    capture = self._capture(kind) if kind is not None else False
     hidden_BxTxD, kept = self._module().apply(
       {'params': params, 'cache': attention},
       tokens_BxT,
       None,
       position_BxT=position_BxT,
-      mutable=['cache'],
+      capture_intermediates=capture,
+      mutable=['cache', 'intermediates'],
     )
-    return hidden_BxTxD, kept['cache']
+    keys = jax.tree.leaves(kept.get('intermediates', {}))
+    return hidden_BxTxD, keys[0] if keys else None, kept['cache']
 
   def _module(self) -> Any:
     return self.architecture.Module(self.config, self.dtype, self.remat)
