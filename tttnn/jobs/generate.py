@@ -1,11 +1,15 @@
-"""Goes on with prompts, before and after adapting to their neighbours.
+"""Goes on with prompts, without neighbours and with them, side by side.
 
-The prompt is the query. Both texts are written with the same random numbers, so
-that what differs between them comes from the weights alone.
+Either the weights adapt to those of the prompt, which is the query, or each
+token is predicted from those of its context. Both texts are written with the
+same random numbers, so that nothing else differs between them.
 """
 
+from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import os
 import shutil
 
@@ -18,15 +22,21 @@ from tttnn import estimate
 from tttnn import language_model
 from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import jsonl
+from tttnn.jobs import knn
+from tttnn.jobs import knn_generate
 from tttnn.jobs import neighbors
 from tttnn.jobs import selection
 from tttnn.jobs import trial
+from tttnn.methods import decode
 from tttnn.methods import generate
 from tttnn.methods import pool as pool_lib
 from tttnn.methods import schedule
 from tttnn.scoring import results as results_lib
 
-METHODS = ('base', 'ttt')
+METHODS = ('base', 'ttt', *knn.METHODS)
+
+# What a row says of the second text.
+After = Callable[[documents_lib.Document, jax.Array], dict]
 
 
 def run(config, workdir: str) -> None:
@@ -52,8 +62,9 @@ def run(config, workdir: str) -> None:
     device.keep_compiled_programs()
     model = _model(config)
     _check(model, sampling, todo)
-    with neighbors.finder(config, documents, done) as find:
-      rows = _rows(config, model, sampling, find, todo)
+    write = model.writer(sampling)
+    with _second(config, model, sampling, write, documents, done) as after:
+      rows = _rows(config, model, write, after, todo)
       quiet = results is None or len(todo) == 1
       for row in tqdm.tqdm(
         rows, total=len(todo), desc='generate', unit=' prompts', disable=quiet
@@ -61,7 +72,7 @@ def run(config, workdir: str) -> None:
         if results:
           results.append(row)
         if quiet:
-          _show(row)
+          _show(config, row)
   if results:
     results.close()
     print(f'generate: {config.generate.output}')
@@ -117,6 +128,8 @@ def _identity(config) -> dict:
   }
   if config.method == 'base':
     return chosen
+  if config.method in knn.METHODS:
+    return chosen | knn.identity(config)
   settings = config.ttt.to_dict()
   del settings['batch_documents']  # One prompt at a time, whatever it says.
   chosen |= {f'ttt.{key}': value for key, value in settings.items()}
@@ -126,7 +139,7 @@ def _identity(config) -> dict:
 def _model(config) -> language_model.LanguageModel:
   model = language_model.load(config)
   settings = model.adaptation.settings
-  if settings.carries and config.method != 'base':
+  if settings.carries and config.method == 'ttt':
     raise ValueError(
       'generate adapts to each prompt afresh, which does not go with '
       f'ttt.optimizer_state={settings.optimizer_state!r} and '
@@ -134,7 +147,7 @@ def _model(config) -> language_model.LanguageModel:
     )
   if model.mesh and model.mesh.shape['data'] > 1:
     raise ValueError(
-      'generate adapts to one prompt at a time, which does not go with '
+      'generate takes one prompt at a time, which does not go with '
       f'mesh.data={model.mesh.shape["data"]}: spread the weights by mesh.model'
     )
   return model
@@ -153,35 +166,69 @@ def _check(
 def _rows(
   config,
   model: language_model.LanguageModel,
-  sampling: generate.Sampling,
-  find: neighbors.Find,
+  write: Callable[..., str | None],
+  after: After,
   documents: Sequence[documents_lib.Document],
 ) -> Iterator[dict]:
   """One prompt after another, from its text to its row."""
-  write = model.writer(sampling)
-  pool = model.pool() if config.method != 'base' else None
   for document in documents:
     number = neighbors.number(document)
     key = jax.random.fold_in(jax.random.key(config.seed), number)
-
-    row = {
+    yield {
       'doc_id': document.doc_id,
       'prompt': document.text,
       'before': write(model.params, document.text, key),
       'after': None,
       'neighbors': [],
+      **after(document, key),
     }
-    if pool:
-      case = model.case(document, 'whole', 0)
-      (chosen,) = selection.choose(config, find, [case])
-      adapted = _adapt(pool, model.trained(chosen.texts), number)
-      row['after'] = write(adapted, document.text, key)
-      row['neighbors'] = [
+
+
+@contextlib.contextmanager
+def _second(
+  config,
+  model: language_model.LanguageModel,
+  sampling: generate.Sampling,
+  write: Callable[..., str | None],
+  documents: Sequence[documents_lib.Document],
+  done: Collection[str | int],
+) -> Iterator[After]:
+  """How the text with neighbours is written, for the length of a context."""
+  if config.method == 'base':
+    yield lambda document, key: {}
+  elif config.method == 'ttt':
+    with neighbors.finder(config, documents, done) as find:
+      yield _adapted(config, model, write, find)
+  else:
+    with knn_generate.writer(config, model, sampling) as go_on:
+      yield lambda document, key: go_on(document.text, key)
+
+
+def _adapted(
+  config,
+  model: language_model.LanguageModel,
+  write: Callable[..., str | None],
+  find: neighbors.Find,
+) -> After:
+  """By weights that adapt to the neighbours of the prompt."""
+  pool = model.pool()
+
+  def after(document: documents_lib.Document, key: jax.Array) -> dict:
+    case = model.case(document, 'whole', 0)
+    (chosen,) = selection.choose(config, find, [case])
+    windows = model.trained(chosen.texts)
+    adapted = _adapt(pool, windows, neighbors.number(document))
+    row = {
+      'after': write(adapted, document.text, key),
+      'neighbors': [
         {'id': n.id, 'distance': n.distance} for n in chosen.neighbors
-      ]
-      if chosen.missing_shards:
-        row['missing_shards'] = chosen.missing_shards
-    yield row
+      ],
+    }
+    if chosen.missing_shards:
+      row['missing_shards'] = chosen.missing_shards
+    return row
+
+  return after
 
 
 def _adapt(pool: pool_lib.Pool, windows: list[list[list[int]]], number: int):
@@ -191,22 +238,31 @@ def _adapt(pool: pool_lib.Pool, windows: list[list[list[int]]], number: int):
   return pool.adapted()
 
 
-def _show(row: dict) -> None:
+def _title(config, row: dict) -> str:
+  """What stands above the second text."""
+  if config.method == 'knn_lm':
+    return f'with {config.knn.neighbors} neighbours a token'
+  if config.method == 'retomaton':
+    return f'with {row["searches"]} searches in {row["steps"]} tokens'
+  distances = [neighbor['distance'] for neighbor in row['neighbors']]
+  title = f'after {len(distances)} neighbours'
+  if distances:
+    title += f' ({min(distances):.4f} to {max(distances):.4f})'
+  return title
+
+
+def _show(config, row: dict) -> None:
   """The prompt, and below it the texts side by side."""
   width = shutil.get_terminal_size((100, 0)).columns
   print(f'\ndoc_id {row["doc_id"]}')
   print(*_lines(row['prompt'], width), sep='\n')
   print()
-  if row['after'] is None and not row['neighbors']:
+  if config.method == 'base':
     print('before', *_lines(row['before'], width), sep='\n')
     return
-  distances = [neighbor['distance'] for neighbor in row['neighbors']]
-  after = f'after {len(distances)} neighbours'
-  if distances:
-    after += f' ({min(distances):.4f} to {max(distances):.4f})'
   half = max(10, (width - 3) // 2)
   left = ['before', '-' * half, *_lines(row['before'], half)]
-  right = [after, '-' * half, *_lines(row['after'], half)]
+  right = [_title(config, row), '-' * half, *_lines(row['after'], half)]
   for number in range(max(len(left), len(right))):
     one, other = (
       side[number] if number < len(side) else '' for side in (left, right)
@@ -235,7 +291,9 @@ def _dry_run(config, sampling: generate.Sampling, documents) -> None:
   compiling, each = estimate.timed(lambda: write(model.params, longest))
   steps, seconds = 0, compiling + each * len(documents)
   memory = estimate.num_bytes(model.params)
-  if config.method != 'base':
+  if config.method in knn.METHODS:  # Of which searches are not timed.
+    seconds += _without_searches(model, sampling, longest, len(documents))
+  if config.method == 'ttt':
     pool = model.pool()
     texts = neighbors.sample(config, documents)
     total = len(documents) * config.retrieval.neighbors
@@ -249,3 +307,13 @@ def _dry_run(config, sampling: generate.Sampling, documents) -> None:
     memory=memory,
     seconds=seconds,
   )
+
+
+def _without_searches(model, sampling, text: str, count: int) -> float:
+  """Seconds that as many texts take, a step at a time."""
+  write = model.stepwise_writer(sampling, 'final_hidden')
+  key = jax.random.key(0)
+  compiling, each = estimate.timed(
+    lambda: write(model.params, text, key, lambda x, *_: decode.log_softmax(x))
+  )
+  return compiling + each * count

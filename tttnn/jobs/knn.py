@@ -245,7 +245,7 @@ def _walk(config, store: store_lib.Store, neighbors: knn_search.Neighbors):
     raise ValueError('knn.drop_self goes with method=knn_lm alone')
   settings = retomaton.Settings.create(config.retomaton)
   return retomaton.Walk(
-    _automaton(config, store, settings),
+    automaton(config, store, settings),
     settings,
     neighbors.measure,
     rows=_BATCH,
@@ -253,7 +253,7 @@ def _walk(config, store: store_lib.Store, neighbors: knn_search.Neighbors):
   )
 
 
-def _automaton(
+def automaton(
   config, store: store_lib.Store, settings: retomaton.Settings
 ) -> automaton_lib.Automaton:
   """That of the store, kept there for each number of states and seed."""
@@ -272,7 +272,7 @@ def _automaton(
   )
   cluster_N = None
   if settings.clusters:
-    print(f'evaluate: finding {settings.clusters} states of the automaton')
+    print(f'{config.job}: finding {settings.clusters} states of the automaton')
     count = store.manifest.rows
     rng = np.random.default_rng(config.seed)
     sample = rng.choice(count, min(_SAMPLE, count), replace=False)
