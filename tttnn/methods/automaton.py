@@ -180,9 +180,11 @@ def expand(
     return pointers_BxM
   most = pointers_BxM.shape[1]
   used_B = np.count_nonzero(pointers_BxM >= 0, axis=1)
-  places = np.flatnonzero((pointers_BxM >= 0) & (used_B < most)[:, None])
-  pointers = pointers_BxM.ravel()[places]
-  rows, states, state_of = _states(automaton, places // most, pointers, most)
+  growing_BxM = (pointers_BxM >= 0) & (used_B < most)[:, None]
+  pointers, rows = pointers_BxM[growing_BxM], rows_of(growing_BxM)
+  if not len(pointers):
+    return pointers_BxM
+  rows, states, state_of = _states(automaton, rows, pointers, most)
   begins = automaton.offsets[states]
   sizes = automaton.offsets[states + 1] - begins
   # Of each state so many entries as there is room for after those before it.
@@ -196,14 +198,21 @@ def expand(
   rows = np.repeat(rows, sizes)
   if dedupe:
     # Ascending, as the entries of a state are.
-    keys = np.repeat(np.arange(len(sizes)), sizes) * len(automaton.values_N)
-    others = state_of * len(automaton.values_N) + pointers
-    fresh = ~among(keys + members, others)
+    keys = np.repeat(np.arange(len(sizes)) * len(automaton.values_N), sizes)
+    keys += members
+    known = state_of * len(automaton.values_N) + pointers
+    found = np.minimum(np.searchsorted(keys, known), len(keys) - 1)
+    fresh = np.ones(len(keys), bool)
+    fresh[found[keys[found] == known]] = False
     members, rows = members[fresh], rows[fresh]
-  places = used_B[rows] + np.arange(len(rows)) - _firsts(rows)
-  fits = places < most
+  # Of each row so many as there is room for.
+  counts_B = np.bincount(rows, minlength=len(used_B))
+  firsts_B = np.cumsum(counts_B) - counts_B
+  fits = np.arange(len(rows)) < np.repeat(firsts_B + most - used_B, counts_B)
+  places_B = most * np.arange(len(used_B)) + used_B - firsts_B
+  places = np.arange(len(rows)) + np.repeat(places_B, counts_B)
   expanded_BxM = pointers_BxM.copy()
-  expanded_BxM.ravel()[(rows * most + places)[fits]] = members[fits]
+  expanded_BxM.ravel()[places[fits]] = members[fits]
   return expanded_BxM
 
 
@@ -232,13 +241,10 @@ def _states(
   return rows[order], states[order], place_of[key_of]
 
 
-def among(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
-  """Whether each number is one of the others; fastest where they ascend."""
-  if not len(others):
-    return np.zeros(len(keys), bool)
-  others = np.sort(others)
-  places = np.searchsorted(others, keys)
-  return others[np.minimum(places, len(others) - 1)] == keys
+def rows_of(chosen_BxM: np.ndarray) -> np.ndarray:
+  """The row of each of the chosen, which are bool, in order."""
+  counts_B = np.count_nonzero(chosen_BxM, axis=1)
+  return np.repeat(np.arange(len(counts_B)), counts_B)
 
 
 def _firsts(rows: np.ndarray) -> np.ndarray:
@@ -266,11 +272,12 @@ def follow(
     tokens_B: that came.
     most: M, how many are kept.
   """
-  places = np.flatnonzero(ids_BxM >= 0)
-  ids, rows = ids_BxM.ravel()[places], places // max(ids_BxM.shape[1], 1)
-  # Signed, as a token may be where values are not.
-  values = np.take(automaton.values_N, ids).astype(np.int64)
-  kept = np.flatnonzero(values == np.asarray(tokens_B)[rows])
+  there_BxM = ids_BxM >= 0
+  places, rows = np.flatnonzero(there_BxM), rows_of(there_BxM)
+  ids = ids_BxM.ravel()[places]
+  # Tokens are signed, so that they may be where values are not.
+  wanted = np.asarray(tokens_B, np.int64)[rows]
+  kept = np.flatnonzero(np.take(automaton.values_N, ids) == wanted)
   kept = kept[np.take(automaton.has_next_N, ids[kept])]
   ids, rows = ids[kept], rows[kept]
   keys = _integers(distances_BxM.ravel()[places[kept]])

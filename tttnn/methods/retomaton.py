@@ -187,27 +187,30 @@ class Walk:
           f'an answer of shape {list(array.shape)} to {wanted[0]} queries for '
           f'{wanted[1]} neighbours'
         )
+    led_BxM = self._pointers_BxM
+    if not self._active_B.all():
+      led_BxM = np.where(self._active_B[:, None], led_BxM, -1)
     dedupe = self._settings.dedupe
-    led_BxM = np.where(self._active_B[:, None], self._pointers_BxM, -1)
     led_BxM = automaton_lib.expand(self._automaton, led_BxM, dedupe=dedupe)
-    ids_Bxk = np.full((len(need_B), k), -1, np.int64)
-    ids_Bxk[need_B] = ids_Rxk
-    if dedupe:
-      led_BxM = _without(led_BxM, ids_Bxk, len(self._automaton.values_N))
-    distances_Bxk = np.full(ids_Bxk.shape, np.inf, np.float32)
-    distances_Bxk[need_B] = distances_Rxk
-    distances_BxM = np.full(led_BxM.shape, np.inf, np.float32)
-    if (led_BxM >= 0).any():
-      distances_BxM = self._distances(queries_BxD, led_BxM)
-      distances_BxM = np.where(led_BxM >= 0, distances_BxM, np.inf)
+    rows, most = led_BxM.shape
+    ids_BxM = np.full((rows, k + most), -1, np.int64)
+    distances_BxM = np.full(ids_BxM.shape, np.inf, np.float32)
+    ids_BxM[need_B, :k] = ids_Rxk
+    distances_BxM[need_B, :k] = distances_Rxk
+    if dedupe and need_B.any():
+      entries = len(self._automaton.values_N)
+      led_BxM = led_BxM.copy()
+      led_BxM[need_B] = _without(led_BxM[need_B], ids_BxM[need_B, :k], entries)
+    there_BxM = led_BxM >= 0
+    if there_BxM.any():
+      ids_BxM[:, k:] = led_BxM
+      found_BxM = self._distances(queries_BxD, led_BxM)
+      np.copyto(distances_BxM[:, k:], found_BxM, where=there_BxM)
     self.steps_B += self._active_B
     self.searches_B += need_B
     self._totals += self._active_B.sum(), need_B.sum()
     self._need_B = None
-    self._found = (
-      np.concatenate([distances_Bxk, distances_BxM], 1, dtype=np.float32),
-      np.concatenate([ids_Bxk, led_BxM], axis=1),
-    )
+    self._found = distances_BxM, ids_BxM
     return self._found
 
   def advance(self, tokens_B: np.ndarray) -> None:
@@ -270,18 +273,14 @@ def _without(
   ids_BxM: np.ndarray, others_Bxk: np.ndarray, entries: int
 ) -> np.ndarray:
   """-1 in place of the ids that are among the others of their row."""
-  searched_B = (others_Bxk >= 0).any(axis=1)
-  places = np.flatnonzero((ids_BxM >= 0) & searched_B[:, None])
-  of_others = np.flatnonzero(others_Bxk >= 0)
-  known = automaton_lib.among(
-    _keys(ids_BxM, places, entries), _keys(others_Bxk, of_others, entries)
-  )
+  # A number for each row and id.
+  first_Bx1 = np.arange(len(ids_BxM))[:, None] * entries
+  others = np.sort((first_Bx1 + others_Bxk)[others_Bxk >= 0])
+  if not len(others):
+    return ids_BxM
+  there_BxM = ids_BxM >= 0
+  keys = (first_Bx1 + ids_BxM)[there_BxM]
+  places = np.minimum(np.searchsorted(others, keys), len(others) - 1)
   kept_BxM = ids_BxM.copy()
-  kept_BxM.ravel()[places[known]] = -1
+  kept_BxM[there_BxM] = np.where(others[places] == keys, -1, ids_BxM[there_BxM])
   return kept_BxM
-
-
-def _keys(ids_BxM: np.ndarray, places: np.ndarray, entries: int) -> np.ndarray:
-  """A number for the row and the id at each place."""
-  rows = places // max(ids_BxM.shape[1], 1)
-  return rows * entries + ids_BxM.ravel()[places]
