@@ -37,6 +37,19 @@ def get_config() -> ml_collections.ConfigDict:
     data=1,
     model=1,
   )
+  config.distributed = _section(
+    # Processes, on one host or many, that share the documents of `evaluate`.
+    # Each is started with the same command and its own number; all see the same
+    # files. mesh.* counts the devices of one process.
+    coordinator='',  # HOST:PORT at which process 0 waits for the others.
+    processes=1,
+    process=-1,  # This one, from 0 on; -1: $TTTNN_PROCESS.
+    # Of TPU pods, SLURM and the like: JAX finds out all three by itself.
+    auto=False,
+    # Seconds to wait for others: at the start, and later while nobody makes
+    # progress.
+    timeout=300.0,
+  )
   config.embedder = _section(
     path='',  # As model.path, of a RoBERTa.
     revision='',

@@ -50,8 +50,8 @@ def changed(world, **changes):
   return config
 
 
-def rows_of(workdir):
-  with open(os.path.join(workdir, 'results.jsonl')) as file:
+def rows_of(workdir, name='results.jsonl'):
+  with open(os.path.join(workdir, name)) as file:
     return [json.loads(line) for line in file]
 
 

@@ -144,7 +144,15 @@ def _load_params(directory: str, wanted) -> model_lib.Params:
   path = os.path.join(
     os.path.abspath(directory), str(max(_steps(directory))), 'state'
   )
-  with ocp.PyTreeCheckpointer() as checkpointer:
+  # By this process for itself: others may not need the model.
+  own = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=own, active_processes={own}, barrier_sync_key_prefix=f'p{own}'
+  )
+  with ocp.Checkpointer(
+    ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
+    multiprocessing_options=alone,
+  ) as checkpointer:
     tree = checkpointer.metadata(path).item_metadata.tree['params']
     differ = sorted(_shapes(tree) ^ _shapes(wanted))
     if differ:

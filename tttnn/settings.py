@@ -109,6 +109,28 @@ def difference(old: dict, new: dict) -> str:
   )
 
 
+def check_written(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Refuses a config that is not that of workdir/config.json, but for a rank.
+
+  Raises:
+    ValueError: it differs, or there is none.
+  """
+  path = os.path.join(workdir, 'config.json')
+  if not os.path.exists(path):
+    raise ValueError(
+      f'{path} is not there, though the main process has written it: all '
+      'processes need the same --workdir'
+    )
+  with open(path, encoding='utf-8') as file:
+    written = json.load(file)
+  both = [written, json.loads(json.dumps(config.to_dict()))]
+  for one in both:
+    del one['distributed']['process']
+  differ = difference(*(flatten(ml_collections.ConfigDict(x)) for x in both))
+  if differ:
+    raise ValueError(f'processes differ in their config ({differ})')
+
+
 def write(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Writes workdir/config.json, unless it says the same already."""
   os.makedirs(workdir, exist_ok=True)

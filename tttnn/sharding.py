@@ -96,16 +96,21 @@ def make_mesh(
   )
 
 
-def from_config(section) -> jax.sharding.Mesh | None:
-  """The mesh of the config's section `mesh`; None where it is one device.
+def local_mesh(section) -> jax.sharding.Mesh:
+  """The mesh of the config's section `mesh` over devices of this process.
 
   Raises:
     ValueError: as `make_mesh`.
   """
-  mesh = make_mesh(section.data, section.model)
-  if mesh.size < len(jax.devices()):
+  return make_mesh(section.data, section.model, jax.local_devices())
+
+
+def from_config(section) -> jax.sharding.Mesh | None:
+  """As `local_mesh`; None where it is one device."""
+  mesh, count = local_mesh(section), jax.local_device_count()
+  if mesh.size < count:
     print(
-      f'computing on {mesh.size} of {len(jax.devices())} devices; '
+      f'computing on {mesh.size} of {count} devices; '
       '--config.mesh.data=0 takes all'
     )
   return mesh if mesh.size > 1 else None

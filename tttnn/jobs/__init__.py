@@ -3,6 +3,7 @@
 import difflib
 import importlib
 
+from tttnn import distributed
 from tttnn import settings
 
 JOBS = (
@@ -35,6 +36,8 @@ _ESTIMATED = (
   'distances',
   'pipeline',
 )
+# These share their work among processes.
+_DISTRIBUTED = ('evaluate',)
 
 
 def run(config, workdir: str, *, write_config: bool = True) -> None:
@@ -46,7 +49,8 @@ def run(config, workdir: str, *, write_config: bool = True) -> None:
     write_config: False where the directory's config.json is another job's.
 
   Raises:
-    ValueError: if there is no such job, it needs a work directory, or it fails.
+    ValueError: if there is no such job, it needs a work directory or has no
+      use for several processes, or it fails.
   """
   if config.job not in JOBS:
     near = difflib.get_close_matches(config.job, JOBS, 1, cutoff=0.0)[0]
@@ -61,8 +65,20 @@ def run(config, workdir: str, *, write_config: bool = True) -> None:
     raise ValueError(f'job={config.job!r} needs --workdir=DIR')
   if config.job != 'pipeline':  # Whose steps may run in another directory.
     config = settings.expand(config, workdir)
-  if workdir and write_config and not config.dry_run:
-    settings.write(config, workdir)
-  # Imported here: a search host has no use for JAX.
-  job = importlib.import_module(f'tttnn.jobs.{config.job}')
-  job.run(config, workdir)
+  processes = distributed.Settings.create(config.distributed)
+  if processes.several and config.job not in _DISTRIBUTED:
+    raise ValueError(
+      f'job={config.job!r} is a run of one process; of several '
+      f'(distributed.processes={processes.processes}, distributed.auto='
+      f'{processes.auto}) are {", ".join(_DISTRIBUTED)}'
+    )
+  with distributed.session(processes):
+    if workdir and write_config and not config.dry_run:
+      with distributed.main_first('config.json'):
+        if distributed.is_main():
+          settings.write(config, workdir)
+        else:
+          settings.check_written(config, workdir)
+    # Imported here: a search host has no use for JAX.
+    job = importlib.import_module(f'tttnn.jobs.{config.job}')
+    job.run(config, workdir)

@@ -1,7 +1,8 @@
 """Evaluates a method on documents: retrieve, select, adapt, score, write.
 
 Leaves `results.jsonl`, `summary.json` and `summary.md` in the work directory;
-rerunning goes on with the documents that are missing.
+rerunning goes on with the documents that are missing. Several processes each
+take a part of the documents, and the main one puts their rows together.
 """
 
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ import tqdm
 from tttnn import carry as carry_lib
 from tttnn import checkpoint
 from tttnn import device
+from tttnn import distributed
 from tttnn import estimate
 from tttnn import language_model
 from tttnn import prefetch
@@ -47,16 +49,20 @@ def run(config, workdir: str) -> None:
       directory that holds another run.
   """
   at = works.counts(config)
+  if distributed.count() > 1:
+    _check_apart(config)
   documents = documents_lib.read(
     config.eval.documents, choice.Choice.create(config.eval)
   )
   if config.dry_run:
-    _dry_run(config, at, documents)
+    _dry_run(config, at, distributed.part(documents))
     return
   alpha = None
   if config.method == 'interpolation':
     alpha = _alpha(config, workdir, at)
   results = _evaluated(config, workdir, 'results', at, documents, alpha)
+  if not distributed.is_main():
+    return
   rows = [results.rows[document.doc_id] for document in documents]
   if config.method == 'interpolation' and alpha is None:
     rows = _at_best_of_each_task(rows)
@@ -88,6 +94,24 @@ def identity(config) -> dict:
     if config.ttt.optimizer_state == 'carry' or not config.ttt.reset_weights:
       chosen |= {f'eval.{key}': config.eval[key] for key in _CHOOSE}
   return chosen
+
+
+def _check_apart(config) -> None:
+  """Refuses what processes that each have a part of the documents cannot do."""
+  if config.method in ttt.METHODS and (
+    config.ttt.optimizer_state == 'carry' or not config.ttt.reset_weights
+  ):
+    raise ValueError(
+      f'ttt.optimizer_state={config.ttt.optimizer_state!r} and '
+      f'ttt.reset_weights={config.ttt.reset_weights}: documents go one after '
+      f'another, not over {distributed.count()} processes'
+    )
+  for section, key in (('retrieval', 'save'), ('knn', 'cache')):
+    if config[section][key]:
+      raise ValueError(
+        f'{section}.{key}={config[section][key]!r} is written by a run of one '
+        f'process, this one has {distributed.count()}'
+      )
 
 
 def _settings(config, section: str) -> dict:
@@ -147,34 +171,57 @@ def _evaluated(
   alpha: float | None,
 ) -> results_lib.Results:
   """The rows of all documents in the file of that name."""
-  results = results_lib.Results(workdir, identity(config), name)
-  todo = [d for d in documents if d.doc_id not in results.rows]
-  print(
-    f'evaluate: {len(documents)} documents, {len(documents) - len(todo)} done'
-  )
-  if todo:
-    device.keep_compiled_programs()
-    model = language_model.load(config)
-    if config.method in knn.METHODS:
-      _write(config, knn.rows(config, model, todo), len(todo), results)
-      results.close()
-      return results
-    pool = model.pool(
-      model.documents_at_once(config.ttt.batch_documents), _say_compiling
+  about = identity(config)
+  with distributed.main_first(f'{name}: rows of earlier runs'):
+    results = results_lib.Results(
+      workdir,
+      about,
+      name,
+      process=distributed.index(),
+      processes=distributed.count(),
     )
-    carry = None
-    if model.adaptation.settings.carries and config.method in ttt.METHODS:
-      carry = _carry(config, workdir, pool, results)
-      if config.eval.tasks:  # Each begins afresh, so they go one by one.
-        documents = _task_by_task(documents)
-    with neighbors.finder(config, documents, results.rows) as find:
-      todo = [d for d in documents if d.doc_id not in results.rows]
-      made = works.make(
-        config, model, find, at, todo, carry.task if carry else ''
-      )
-      _write_rows(config, pool, made, len(todo), results, carry, alpha)
+  done = sum(document.doc_id in results.rows for document in documents)
+  print(f'evaluate: {len(documents)} documents, {done} done')
+  _evaluate(config, workdir, results, at, distributed.part(documents), alpha)
   results.close()
+  if distributed.count() > 1:
+    distributed.meet(f'{name}: all rows')
+    with distributed.main_first(f'{name}: one file'):
+      results.unite([document.doc_id for document in documents])
   return results
+
+
+def _evaluate(
+  config,
+  workdir: str,
+  results: results_lib.Results,
+  at: set[int],
+  documents: Sequence[documents_lib.Document],
+  alpha: float | None,
+) -> None:
+  """Adds the rows that are missing of these documents."""
+  todo = [d for d in documents if d.doc_id not in results.rows]
+  if not todo:
+    return
+  device.keep_compiled_programs()
+  model = language_model.load(config)
+  if config.method in knn.METHODS:
+    _write(config, knn.rows(config, model, todo), len(todo), results)
+    return
+  pool = model.pool(
+    model.documents_at_once(config.ttt.batch_documents), _say_compiling
+  )
+  carry = None
+  if model.adaptation.settings.carries and config.method in ttt.METHODS:
+    carry = _carry(config, workdir, pool, results)
+    if config.eval.tasks:  # Each begins afresh, so they go one by one.
+      documents = _task_by_task(documents)
+  with neighbors.finder(config, documents, results.rows) as find:
+    todo = [d for d in documents if d.doc_id not in results.rows]
+    made = works.make(
+      config, model, find, at, todo, carry.task if carry else ''
+    )
+    _write_rows(config, pool, made, len(todo), results, carry, alpha)
 
 
 def _task_by_task(
@@ -229,10 +276,14 @@ def _write(
   """Writes rows as they come, and shows how it goes."""
   before = after = num_bytes = 0.0
   with tqdm.tqdm(
-    total=total, desc=f'evaluate {config.method}', unit=' documents'
+    total=total,
+    desc=f'evaluate {config.method}',
+    unit=' documents',
+    disable=not distributed.is_main(),
   ) as bar:
     for row in rows:
       results.append(row)
+      distributed.progress()
       before += row['log_likelihood'][0]
       after += row['log_likelihood'][-1]
       num_bytes += row['num_bytes']
@@ -244,7 +295,9 @@ def _write(
 
 
 def _say_compiling(what: str) -> None:
-  tqdm.tqdm.write(f'evaluate: compiling a {what}', file=sys.stderr)
+  distributed.progress()
+  if distributed.is_main():
+    tqdm.tqdm.write(f'evaluate: compiling a {what}', file=sys.stderr)
 
 
 def _say_usage(pool: pool_lib.Pool) -> None:

@@ -251,7 +251,7 @@ def how_to_search(config, searches: Sequence[str]) -> dict:
     'address': store.address,
     'threads': config.serve.threads,
     'gpu': config.serve.gpu,
-    'mesh': sharding.make_mesh(config.mesh.data, config.mesh.model),
+    'mesh': sharding.local_mesh(config.mesh),
     'dtype': store.device_dtype,
     'approximate': store.approximate,
   }

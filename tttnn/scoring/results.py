@@ -1,8 +1,15 @@
-"""The results file: a JSON line a document, written as soon as it is known."""
+"""The results file: a JSON line a document, written as soon as it is known.
 
+Of several processes each writes a file of its own, until one puts the rows of
+all of them together.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Iterator
 import json
 import math
 import os
+import re
 
 from tttnn import files
 from tttnn import settings
@@ -12,10 +19,19 @@ class Results:
   """`NAME.jsonl` of a directory, which a rerun continues.
 
   Attributes:
-    rows: by doc_id, those of earlier runs and of this one.
+    rows: by doc_id, those of earlier runs, whatever their processes, and of
+      this process.
   """
 
-  def __init__(self, workdir: str, identity: dict, name: str = 'results'):
+  def __init__(
+    self,
+    workdir: str,
+    identity: dict,
+    name: str = 'results',
+    *,
+    process: int = 0,
+    processes: int = 1,
+  ):
     """Opens the file; a torn last line is dropped.
 
     Args:
@@ -23,27 +39,39 @@ class Results:
       identity: what the rows depend on, flat and JSON-ready; kept beside them
         as `NAME.config.json`.
       name: of the file, without its ending.
+      process: of those that write at once; 0 opens before the others.
+      processes: if there are several, each writes `NAME.PROCESS.jsonl`.
 
     Raises:
       ValueError: if the rows there depend on something else (which is shown),
         or a line but the last is not JSON.
     """
-    self._path = os.path.join(workdir, f'{name}.jsonl')
+    self._workdir, self._name = workdir, name
+    self._whole = self._path = os.path.join(workdir, f'{name}.jsonl')
+    if processes > 1:
+      self._path = os.path.join(workdir, f'{name}.{process}.jsonl')
+    self._main = process == 0
     self.rows = {}
     about = os.path.join(workdir, f'{name}.config.json')
     identity = json.loads(json.dumps(identity))
-    if os.path.exists(self._path) and os.path.exists(about):
+    found = list(self._found())
+    # What process 0 has just said, the others are to say, too.
+    if (found or process) and os.path.exists(about):
       with open(about, encoding='utf-8') as file:
         differ = settings.difference(json.load(file), identity)
       if differ:
+        names = ', '.join(map(os.path.basename, found)) or f'{name}.jsonl'
         raise ValueError(
           f'{workdir} holds results of another run ({differ}): take another '
-          f'--workdir, or delete its {name}.jsonl'
+          f'--workdir, or delete its {names}'
         )
-      self._read()
-    files.write_if_changed(
-      about, json.dumps(identity, indent=2, sort_keys=True) + '\n'
-    )
+      self._read(found)
+      if processes == 1 and set(found) - {self._whole}:
+        self._unite(self.rows.values())
+    if self._main:
+      files.write_if_changed(
+        about, json.dumps(identity, indent=2, sort_keys=True) + '\n'
+      )
     self._file = open(self._path, 'ab')  # noqa: SIM115 (closed by close)
 
   def append(self, row: dict) -> None:
@@ -77,16 +105,58 @@ class Results:
     lines = (_line(row) for row in self.rows.values())
     files.write_if_changed(self._path, b''.join(lines))
 
+  def unite(self, doc_ids: list[str | int]) -> None:
+    """Puts the rows of all processes into `NAME.jsonl`; the file is closed.
+
+    Process 0 does, when all have closed theirs; then the others read it.
+
+    Args:
+      doc_ids: the documents in order; rows of others come behind them.
+
+    Raises:
+      ValueError: if a row is not there.
+    """
+    self.rows = {}
+    self._read(self._found() if self._main else [self._whole])
+    missing = [doc_id for doc_id in doc_ids if doc_id not in self.rows]
+    if missing:
+      raise ValueError(
+        f'{self._workdir} lacks the rows of {len(missing)} documents, '
+        f'{missing[0]!r} for one: all processes need the same --workdir'
+      )
+    if self._main:
+      ordered = {doc_id: self.rows[doc_id] for doc_id in doc_ids}
+      self.rows = ordered | self.rows
+      self._unite(self.rows.values())
+
   def close(self) -> None:
     self._file.flush()
     os.fsync(self._file.fileno())
     self._file.close()
 
-  def _read(self) -> None:
-    rows, whole = read(self._path)
-    if whole < os.path.getsize(self._path):
-      os.truncate(self._path, whole)
-    self.rows = {row['doc_id']: row for row in rows}
+  def _found(self) -> Iterator[str]:
+    """The files with rows that are there, the whole one first."""
+    if os.path.exists(self._whole):
+      yield self._whole
+    if os.path.isdir(self._workdir):
+      pattern = re.escape(self._name) + r'\.\d+\.jsonl'
+      for name in sorted(os.listdir(self._workdir)):
+        if re.fullmatch(pattern, name):
+          yield os.path.join(self._workdir, name)
+
+  def _read(self, paths: Iterable[str]) -> None:
+    for path in paths:
+      rows, whole = read(path)
+      # Those of others may be written just now.
+      if path == self._path and whole < os.path.getsize(path):
+        os.truncate(path, whole)
+      self.rows |= {row['doc_id']: row for row in rows}
+
+  def _unite(self, rows: Iterable[dict]) -> None:
+    files.write_if_changed(self._whole, b''.join(map(_line, rows)))
+    for path in self._found():
+      if path != self._whole:
+        os.unlink(path)
 
 
 def _line(row: dict) -> bytes:
