@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests import world as world_lib
+from tttnn import distributed
 from tttnn import jobs
 from tttnn import settings
 from tttnn import watch
@@ -172,3 +173,65 @@ def test_an_error_of_one_process_is_told_to_the_other(world, tmp_path):
   who = rf'process 1 of 2 \(.+, pid {pair[1].pid}\)'
   named = rf'^error: {who} failed: {re.escape(text)}$'
   assert re.search(named, said, re.MULTILINE), said
+
+
+@pytest.mark.parametrize(
+  'given, message',
+  [
+    ({'processes': 0}, 'processes=0'),
+    ({'timeout': 0.0}, 'timeout=0'),
+    ({'processes': 2}, "coordinator='' is not HOST:PORT"),
+    ({'processes': 2, 'coordinator': 'a:b'}, "coordinator='a:b' is not"),
+    ({'processes': 2, 'coordinator': 'a:1'}, r'\$TTTNN_PROCESS says.*is \'\''),
+    ({'processes': 2, 'coordinator': 'a:1', 'process': 2}, 'is not in 0..1'),
+    ({'auto': True, 'processes': 2}, 'auto=True finds out'),
+    ({'auto': True, 'coordinator': 'a:1'}, 'auto=True finds out'),
+  ],
+)
+def test_wrong_settings_are_refused(monkeypatch, given, message):
+  monkeypatch.delenv('TTTNN_PROCESS', raising=False)
+  with pytest.raises(ValueError, match=message):
+    distributed.Settings(**given)
+
+
+def test_the_environment_says_which_process_this_is(monkeypatch):
+  monkeypatch.setenv('TTTNN_PROCESS', '1')
+  found = distributed.Settings('[::1]:90', processes=2)
+  assert (found.index, found.address) == (1, ('::1', 90))
+
+
+def test_one_process_needs_no_other_and_does_not_import_jax():
+  code = (
+    'import sys; from tttnn import distributed as d\n'
+    'with d.session(d.Settings()), d.main_first("x"):\n'
+    '  d.meet("y"); d.progress(); print(d.index(), d.count(), d.part([1, 2]))\n'
+    'assert "jax" not in sys.modules'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True
+  )
+  assert (done.stdout, done.stderr) == ('0 1 [1, 2]\n', '')
+
+
+def test_jobs_of_one_process_refuse_several(world, tmp_path):
+  config = world_lib.changed(world, job='build', distributed__processes=2)
+  config.distributed.update(coordinator='localhost:1', process=1)
+  with pytest.raises(ValueError, match="'build' is a run of one process"):
+    jobs.run(config, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'ttt__optimizer_state': 'carry'}, "optimizer_state='carry'.*2 processes"),
+    ({'ttt__reset_weights': False}, 'reset_weights=False.*2 processes'),
+    ({'retrieval__save': 'a'}, "retrieval.save='a' is written by a run of one"),
+    ({'knn__cache': 'a'}, "knn.cache='a' is written by a run of one"),
+  ],
+)
+def test_evaluate_refuses_what_goes_in_order(
+  monkeypatch, world, tmp_path, changes, message
+):
+  monkeypatch.setattr(distributed, 'count', lambda: 2)
+  with pytest.raises(ValueError, match=message):
+    jobs.run(world_lib.changed(world, **changes), str(tmp_path))

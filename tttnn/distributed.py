@@ -231,6 +231,8 @@ def _begin(settings: Settings) -> None:
     coordinator_address=f'{host}:{_run.watch.note}',
     num_processes=settings.processes,
     process_id=settings.index,
+    # SLURM's would leave a process one device, as if each had a process.
+    cluster_detection_method='deactivate',
   )
 
 
