@@ -36,6 +36,8 @@ def get_config() -> ml_collections.ConfigDict:
     # other leaves.
     data=1,
     model=1,
+    # Of training: weights and the optimizer's state spread over data, too.
+    fsdp=False,
   )
   config.distributed = _section(
     # Processes, on one host or many, that share the documents of `evaluate`.

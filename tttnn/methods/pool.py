@@ -18,8 +18,8 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from tttnn import sharding
 from tttnn.methods import schedule
 from tttnn.methods import trainable
 from tttnn.methods import ttt
@@ -369,12 +369,8 @@ class Pool:
     if self._mesh is None:
       return None
     specs = jax.tree.map(lambda x: x.sharding.spec, self._trained)
-    moments = optax.tree_map_params(
-      self._adaptation.optimizer,
-      lambda _, spec: spec,
-      jax.eval_shape(self._adaptation.optimizer.init, self._trained),
-      specs,
-      transform_non_params=lambda _: _P(),
+    moments = sharding.optimizer_specs(
+      self._adaptation.optimizer, self._trained, specs
     )
     return jax.tree.map(
       lambda spec: jax.sharding.NamedSharding(
