@@ -1,5 +1,6 @@
 """Two processes of four devices each do what one does, and end together."""
 
+import functools
 import json
 import os
 import re
@@ -8,9 +9,11 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
+from tests import distributed_worker
 from tests import world as world_lib
 from tttnn import distributed
 from tttnn import jobs
@@ -150,13 +153,36 @@ def test_killed_and_resumed_it_gives_what_one_process_gives(
 
 
 @pytest.mark.slow
-def test_a_collective_counts_all_devices_and_does_not_wait_for_the_dead():
-  with Processes('collective', [two_processes(), 1]) as pair:
+def test_a_step_counts_all_devices_and_does_not_wait_for_the_dead(tmp_path):
+  path = str(tmp_path / 'trained.npz')
+  with Processes('collective', [two_processes(), path, 1]) as pair:
     code, said = pair.end(0, 120)
     assert 'the sum over 8 devices is 28.0' in said
     assert (code, pair.end(1, 1)[0]) == (1, -signal.SIGKILL)
     named = rf'^error: process 1 of 2 \(.+, pid {pair[1].pid}\) died$'
     assert re.search(named, said, re.MULTILINE), said
+  # The same steps on whole batches by one device.
+  model, params = distributed_worker.model()
+  gradient = jax.jit(
+    jax.value_and_grad(functools.partial(distributed_worker.loss, model))
+  )
+  about, losses = distributed_worker.TRAINED, []
+  for step in range(about['steps']):
+    tokens_BxT = np.stack(
+      [distributed_worker.row(step, i) for i in range(about['rows'])]
+    )
+    loss, slope = gradient(params, tokens_BxT)
+    losses.append(float(loss))
+    params = jax.tree.map(lambda x, g: x - about['rate'] * g, params, slope)
+  found = np.load(path)
+  np.testing.assert_allclose(found['losses'], losses, rtol=1e-5)
+  assert losses[-1] != pytest.approx(losses[0], rel=1e-2)
+  leaves = jax.tree.leaves(params)
+  for i, leaf in enumerate(leaves):
+    np.testing.assert_allclose(found[f'arr_{i}'], leaf, rtol=0, atol=1e-5)
+  # A process holds half of all weights, but for those that do not divide.
+  whole = sum(leaf.nbytes for leaf in leaves)
+  assert whole / 2 <= found['held'] < 0.6 * whole
 
 
 @pytest.mark.slow

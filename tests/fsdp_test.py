@@ -1,6 +1,7 @@
 """Weights and moments over all of eight devices against one device."""
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -168,6 +169,26 @@ def _assert_spread(params, state):
       assert {shard.device for shard in shards} == set(jax.devices())
       assert {shard.data.nbytes * 8 for shard in shards} == {leaf.nbytes}, name
       assert len({str(shard.index) for shard in shards}) == 8, name
+
+
+def test_each_weight_is_gathered_once_and_nothing_else_moves():
+  model, mesh = _create('gpt2'), sharding.make_mesh(8, 1)
+  host = _params(model)
+  weights = sharding.shardings(host, mesh, fsdp=True)
+  rows = jax.NamedSharding(mesh, P('data'))
+  loss = functools.partial(
+    _loss, model, lambda params: sharding.gathered(params, mesh)
+  )
+  gradient = jax.jit(
+    jax.grad(loss, has_aux=True), out_shardings=(weights, rows)
+  )
+  params = sharding.shard(host, mesh, fsdp=True)
+  compiled = gradient.lower(params, *jax.device_put(_batch(), rows)).compile()
+  found = re.findall(
+    r' (all-gather|all-to-all|collective-permute)(?:-start)?\(',
+    compiled.as_text(),
+  )
+  assert found == ['all-gather'] * len(jax.tree.leaves(host))
 
 
 @pytest.mark.parametrize('data, model_axis', MESHES)
