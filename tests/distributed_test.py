@@ -29,7 +29,7 @@ BOUND = 40
 class Processes:
   """Two processes of `tests/distributed_worker.py`, killed at the end."""
 
-  def __init__(self, what, arguments):
+  def __init__(self, what, arguments, environment=lambda i: {}):
     self._all = []
     for i in range(2):
       mine = arguments(i) if callable(arguments) else arguments
@@ -39,7 +39,8 @@ class Processes:
           + [json.dumps(argument) for argument in mine],
           cwd=ROOT,
           env=os.environ
-          | {'JAX_NUM_CPU_DEVICES': '4', 'TTTNN_PROCESS': str(i)},
+          | {'JAX_NUM_CPU_DEVICES': '4', 'TTTNN_PROCESS': str(i)}
+          | environment(i),
           stdout=subprocess.PIPE,
           stderr=subprocess.PIPE,
           text=True,
@@ -185,12 +186,33 @@ def test_a_step_counts_all_devices_and_does_not_wait_for_the_dead(tmp_path):
   assert whole / 2 <= found['held'] < 0.6 * whole
 
 
+def slurm(job, i):
+  """What SLURM sets in two tasks on this host."""
+  return {
+    'SLURM_JOB_ID': str(job),
+    'SLURM_STEP_NODELIST': 'localhost',
+    'SLURM_NTASKS': '2',
+    'SLURM_PROCID': str(i),
+    'SLURM_LOCALID': str(i),
+  }
+
+
 @pytest.mark.slow
-def test_an_error_of_one_process_is_told_to_the_other(world, tmp_path):
-  config = world_lib.changed(world, method='base')
-  common = overrides(config)
+@pytest.mark.parametrize('auto', [False, True])
+def test_an_error_of_one_process_is_told_to_the_other(world, tmp_path, auto):
+  common = overrides(world_lib.changed(world, method='base'))
+  # Of auto, JAX makes a port of the number of the job.
+  job = int(common['distributed.coordinator'].split(':')[1])
+  if auto:
+    common |= {
+      'distributed.auto': True,
+      'distributed.coordinator': '',
+      'distributed.processes': 1,
+    }
   with Processes(
-    'evaluate', lambda i: [str(tmp_path), common | {'seed': i}]
+    'evaluate',
+    lambda i: [str(tmp_path), common | {'seed': i}],
+    lambda i: slurm(job, i) if auto else {},
   ) as pair:
     (code, said), (other_code, other_said) = (pair.end(i, 120) for i in (0, 1))
   assert code == other_code == 1

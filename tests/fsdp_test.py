@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import base
 from tttnn import optim
 from tttnn import sharding
 from tttnn.models import model as model_lib
@@ -249,3 +250,10 @@ def test_what_nothing_divides_lies_as_without_fsdp():
   shapes = jax.eval_shape(_create('gpt2').init, jax.random.key(0))
   spread = sharding.specs(shapes, mesh, fsdp=True)
   assert spread == sharding.specs(shapes, mesh)
+
+
+def test_where_documents_have_copies_fsdp_is_refused():
+  section = base.get_config().mesh
+  section.fsdp = True
+  with pytest.raises(ValueError, match='mesh.fsdp=True is for training'):
+    sharding.from_config(section)

@@ -102,6 +102,16 @@ def test_any_number_of_processes_goes_on_with_all_rows(tmp_path, processes):
     results.Results(str(tmp_path), {'a': 2}, processes=processes)
 
 
+def test_files_that_only_look_like_parts_stay(tmp_path):
+  (tmp_path / 'results.config.json').write_text('{}')
+  (tmp_path / 'results.jsonl').write_text('{"doc_id": 0}\n')
+  (tmp_path / 'results.1.jsonl').write_text('of someone else')
+  alone = results.Results(str(tmp_path), {})
+  assert list(alone.rows) == [0]
+  alone.close()
+  assert (tmp_path / 'results.1.jsonl').read_text() == 'of someone else'
+
+
 def test_another_process_must_mean_the_same_run(tmp_path):
   _of_two(tmp_path, {'model': 'x'}, 0).close()
   with pytest.raises(ValueError, match="model: 'x' there, 'y' now"):

@@ -30,7 +30,7 @@ class Results:
     name: str = 'results',
     *,
     process: int = 0,
-    processes: int = 1,
+    processes: int | None = None,
   ):
     """Opens the file; a torn last line is dropped.
 
@@ -40,7 +40,9 @@ class Results:
         as `NAME.config.json`.
       name: of the file, without its ending.
       process: of those that write at once; 0 opens before the others.
-      processes: if there are several, each writes `NAME.PROCESS.jsonl`.
+      processes: how many share the documents; if several do, each writes
+        `NAME.PROCESS.jsonl`, and any number goes on with all such files. None:
+        the documents are never shared, and those files are something else.
 
     Raises:
       ValueError: if the rows there depend on something else (which is shown),
@@ -48,7 +50,8 @@ class Results:
     """
     self._workdir, self._name = workdir, name
     self._whole = self._path = os.path.join(workdir, f'{name}.jsonl')
-    if processes > 1:
+    self._shared = processes is not None
+    if self._shared and processes > 1:
       self._path = os.path.join(workdir, f'{name}.{process}.jsonl')
     self._main = process == 0
     self.rows = {}
@@ -138,7 +141,7 @@ class Results:
     """The files with rows that are there, the whole one first."""
     if os.path.exists(self._whole):
       yield self._whole
-    if os.path.isdir(self._workdir):
+    if self._shared and os.path.isdir(self._workdir):
       pattern = re.escape(self._name) + r'\.\d+\.jsonl'
       for name in sorted(os.listdir(self._workdir)):
         if re.fullmatch(pattern, name):
