@@ -48,9 +48,9 @@ def get_config() -> ml_collections.ConfigDict:
     process=-1,  # This one, from 0 on; -1: $TTTNN_PROCESS.
     # Of TPU pods, SLURM and the like: JAX finds out all three by itself.
     auto=False,
-    # Seconds to wait for others: at the start, and later while nobody makes
-    # progress.
-    timeout=300.0,
+    # Seconds to wait for others: at the start, and later while none of them
+    # finishes a document. One that dies is not waited for.
+    timeout=1800.0,
   )
   config.embedder = _section(
     path='',  # As model.path, of a RoBERTa.

@@ -43,7 +43,7 @@ class Settings:
   processes: int = 1
   process: int = -1
   auto: bool = False
-  timeout: float = 300.0
+  timeout: float = 1800.0
 
   @classmethod
   def create(cls, section: Mapping[str, Any]) -> Self:
