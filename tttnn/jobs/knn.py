@@ -5,8 +5,10 @@ search found for each token can be kept (`knn.cache`), and is then read by runs
 with another lambda, temperature or fewer neighbours.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import math
 import os
@@ -131,29 +133,48 @@ def rows(
     for found in _of_cache(config, model, cache, documents):
       yield _row(config, *found)
     return
+  with scorer(config, model) as score:
+    yield from score(documents)
+
+
+@contextlib.contextmanager
+def scorer(
+  config, model: language_model.LanguageModel, reader: Reader | None = None
+) -> Iterator[Callable[[Sequence[documents_lib.Document]], Iterator[dict]]]:
+  """(documents) -> rows by a search, as of `rows`, for the length of a context.
+
+  What is opened, started and compiled serves all calls. A `reader` may be one
+  that has compiled before. Errors as of `rows`.
+  """
   store = store_lib.open(
     store_path(config), config.store.index, kind=tokens_lib.KIND
   )
-  reader = Reader(model, store.manifest.keys)
+  reader = reader or Reader(model, store.manifest.keys)
   how = neighbors_lib.how_to_search(config, retrieve.SEARCHES)
   with retrieve.searcher(store, **how) as searcher:
     fingerprint = embed.fingerprint(model.model, model.params, model.tokenizer)
     searcher.check(fingerprint, reader.dim, store.manifest.keys)
     neighbors = knn_search.Neighbors(config, store, searcher)
-    cases = (
-      model.case(document, config.eval.protocol, config.eval.split_prefix)
-      for document in documents
-    )
-    read = prefetch.prefetch(map(reader, cases), 2)
-    if config.method == 'knn_lm':
-      for found in _of_each_token(config, store, neighbors, read):
-        yield _row(config, *found)
-    else:
+    walk = None
+    if config.method == 'retomaton':
       walk = _walk(config, store, neighbors)
+
+    def score(documents):
+      cases = (
+        model.case(document, config.eval.protocol, config.eval.split_prefix)
+        for document in documents
+      )
+      read = prefetch.prefetch(map(reader, cases), 2)
+      if walk is None:
+        for found in _of_each_token(config, store, neighbors, read):
+          yield _row(config, *found)
+        return
       for batch in prefetch.batches(read, _BATCH):
         for found in _of_the_automaton(config, store, neighbors, walk, batch):
           yield _row(config, *found)
       print(f'evaluate: {walk.saved:.3f} of the searches are saved')
+
+    yield score
 
 
 def _own(config, store: store_lib.Store, case: documents_lib.Case):
