@@ -12,7 +12,9 @@ from tests import world as world_lib
 from tttnn import jobs
 from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import jsonl
+from tttnn.jobs import knn
 from tttnn.methods import knn_tuning
+from tttnn.methods import pool as pool_lib
 from tttnn.scoring import rolling
 
 CONTEXT, EOT = 64, 0
@@ -156,6 +158,22 @@ def test_lambda_0_is_the_model(config, finished, tmp_path):
     assert row['log_likelihood'][0] == pytest.approx(
       alone['log_likelihood'][0], rel=1e-6
     )
+
+
+def test_padding_changes_no_number(config, finished, tmp_path, monkeypatch):
+  monkeypatch.setattr(pool_lib, '_LARGE', 0)  # No model is too small for it.
+  padded = []
+
+  def pad(window, size, pad=knn.rolling.pad):
+    padded.append(size)
+    return pad(window, size)
+
+  monkeypatch.setattr(knn.rolling, 'pad', pad)
+  for row, expected in zip(run(config, tmp_path), finished, strict=True):
+    assert row['log_likelihood'] == pytest.approx(
+      expected['log_likelihood'], rel=1e-5
+    )
+  assert min(padded) < CONTEXT == max(padded)
 
 
 def test_what_was_found_serves_other_settings(config, tmp_path):

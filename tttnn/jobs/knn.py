@@ -32,6 +32,7 @@ from tttnn.jobs import neighbors as neighbors_lib
 from tttnn.jobs import rows as rows_lib
 from tttnn.methods import automaton as automaton_lib
 from tttnn.methods import knn_lm
+from tttnn.methods import pool as pool_lib
 from tttnn.methods import retomaton
 from tttnn.scoring import rolling
 
@@ -84,7 +85,8 @@ class Reader:
   """Log-likelihoods and keys, in one pass of the model."""
 
   def __init__(self, model: language_model.LanguageModel, kind: str):
-    self._model, self._kind = model, kind
+    self._model = model
+    self._fine = pool_lib.pads_finely(model.params)
     shape = jax.ShapeDtypeStruct((1, 1), np.int32)
     self._scored = jax.jit(
       lambda params, tokens, targets: model.model.scored_keys(
@@ -99,7 +101,9 @@ class Reader:
     windows = self._model.scored(case)
     sent = []
     for window in windows:
-      size = buckets.padded(len(window.inputs), self._model.context)
+      size = buckets.padded(
+        len(window.inputs), self._model.context, fine=self._fine
+      )
       tokens, targets = rolling.pad(window, size)
       sent.append(self._scored(self._model.params, tokens[None], targets[None]))
     scores, keys = [np.zeros(0, np.float32)], [np.zeros((0, self.dim))]

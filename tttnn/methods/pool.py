@@ -59,9 +59,8 @@ class Pool:
     state: of the documents, arrays [D, slots, ...]. In a pool of one place, and
       whenever `run` yields, it is what the document yielded left behind.
     slots: documents in flight, on all shards together.
-    fine: whether lengths are padded little: on CPU, where a program compiles
-      in a second or two and a lone document needs no other's length, for models
-      whose steps take so long that this soon pays.
+    fine: whether lengths are padded little: where a lone document needs no
+      other's length, see `pads_finely`.
     usage: by the kinds of `schedule.Group`.
   """
 
@@ -105,8 +104,7 @@ class Pool:
         f'{slots} documents at once do not divide over mesh.data={self._shards}'
       )
     self.slots = slots
-    large = sum(x.size for x in jax.tree.leaves((frozen, trained))) > _LARGE
-    self.fine = large and slots == 1 and jax.default_backend() == 'cpu'
+    self.fine = slots == 1 and pads_finely((frozen, trained))
     self.usage = {'step': Usage(), 'again': Usage(), 'score': Usage()}
     self._adaptation = adaptation
     self._frozen, self._trained = frozen, trained
@@ -379,6 +377,16 @@ class Pool:
       (specs, moments),
       is_leaf=lambda x: isinstance(x, _P),
     )
+
+
+def pads_finely(arrays) -> bool:
+  """Whether texts are padded little, at the price of more programs.
+
+  On CPU, where one compiles in a second or two, for models of so many numbers
+  that this soon pays.
+  """
+  numbers = sum(x.size for x in jax.tree.leaves(arrays))
+  return numbers > _LARGE and jax.default_backend() == 'cpu'
 
 
 def _memory(lowered) -> int:
