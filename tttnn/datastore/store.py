@@ -272,8 +272,13 @@ class Store:
     for shard in np.unique(shards).tolist():
       here = shards == shard
       rows = ids[here] - (ends[shard] - self.manifest.shards[shard].rows)
-      result[here] = self.mapped_vectors(shard).gather(rows)
+      result[here] = self._mapped(shard).gather(rows)
     return result
+
+  @functools.cached_property
+  def _mapped(self):
+    """`mapped_vectors`, which stay mapped from one `gather` to the next."""
+    return functools.cache(self.mapped_vectors)
 
   def info(self) -> dict[str, Any]:
     """What a search says of the store that it searches."""
