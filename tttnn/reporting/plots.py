@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import io
+import itertools
 import math
 import textwrap
 
@@ -50,6 +51,23 @@ class Line:
   y: Sequence[float]
   intercept: float
   slope: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+  """Axes of `panels`.
+
+  Attributes:
+    x_label: with its unit.
+    y_label: likewise.
+    lines: points (x, y) by name.
+    levels: y by name, of what is the same for all x.
+  """
+
+  x_label: str
+  y_label: str
+  lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+  levels: Mapping[str, float]
 
 
 @style.context(STYLE)
@@ -207,6 +225,28 @@ def log_lines(
   ax.set_xlabel(x_label)
   ax.set_ylabel(y_label)
   ax.legend(frameon=False)
+  return fig
+
+
+@style.context(STYLE)
+def panels(shown: Sequence[Panel]) -> figure.Figure:
+  """Axes one below the other, each with its lines, levels and legend."""
+  fig = figure.Figure(figsize=(5.0, 3.1 * len(shown)), layout='constrained')
+  grid = fig.subplots(len(shown), 1, squeeze=False)[:, 0]
+  for ax, panel in zip(grid, shown, strict=True):
+    # Together twelve looks, where the next line has both another.
+    colors = itertools.cycle([_BETTER, _WORSE, _GREY])
+    marks = itertools.cycle(['o-', 's--', '^:', 'D-.'])
+    for name, (x, y) in panel.lines.items():
+      ax.plot(x, y, next(marks), color=next(colors), markersize=4, label=name)
+    dashes = itertools.cycle(['-', '--', ':'])
+    for dash, (name, level) in zip(dashes, panel.levels.items(), strict=False):
+      ax.axhline(level, color=_GREY, linestyle=dash, linewidth=1, label=name)
+    ax.set_xlabel(panel.x_label)
+    ax.set_ylabel(panel.y_label)
+    ax.legend(
+      loc='center left', bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False
+    )
   return fig
 
 
