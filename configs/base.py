@@ -424,7 +424,8 @@ def get_config() -> ml_collections.ConfigDict:
   )
   config.benchmark = _section(
     # What is measured: ttt (adapting to neighbours) | embed (embedding texts) |
-    # search (finding neighbours) | select (choosing among them).
+    # search (finding neighbours) | select (choosing among them) | knn_lm (a
+    # store of tokens, made, searched and followed).
     name='ttt',
     # The script of another program that does the same, and the interpreter
     # that has its packages; '': none, and this one.
@@ -434,9 +435,15 @@ def get_config() -> ml_collections.ConfigDict:
     # tiny | mini; linear cost is shown on the last of them. embed: small (6
     # layers of 384) | base (12 of 768) | long (small, 2048 tokens) | mini.
     # search: full (200,000 vectors, and a host of 1,000,000) | mini. select:
-    # full (64 pools of 200, 50 picks, 1024 dimensions) | mini.
+    # full (64 pools of 200, 50 picks, 1024 dimensions) | mini. knn_lm: full
+    # (GPT-2 small, 500,000 tokens) | middle | mini.
     shapes='small-1024,small-128,tiny',
-    texts='',  # Of `embed`, JSONL paths or globs; '': the built-in corpus.
+    # Of `embed` and `knn_lm`, JSONL paths or globs; '': the built-in corpus.
+    texts='',
+    # Of `knn_lm`: build | speed | retomaton; '': all. What the work directory
+    # has of them is not measured again. Its model is model.path, or one of
+    # random weights with the tokenizer train.tokenizer, or of the texts.
+    parts='',
     documents=0,  # 0: the shape's own, as neighbors.
     neighbors=0,
     repeats=3,  # Timed runs of each side, in turns.

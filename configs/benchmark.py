@@ -9,6 +9,10 @@ original's server; `select`, choosing among neighbours. Each takes up to ten
 minutes on two cores, which should have nothing else to do, and under eight with
 an accelerator. benchmark.py:ttt,short (embed,short, search,short and
 select,short likewise) shows in a minute that it works.
+
+`knn_lm` makes a store of 500,000 tokens and evaluates with it, beside the model
+alone: half an hour on two cores. Run again, it goes on with what is not there;
+--config.benchmark.parts=build,speed,retomaton chooses what is measured.
 """
 
 import os
@@ -22,11 +26,12 @@ _RIVALS = os.path.join(
 )
 _SHAPES = {
   'embed': 'small,base,long',
+  'knn_lm': 'full',
   'search': 'full',
   'select': 'full',
   'ttt': 'small-1024,small-128,tiny',
 }
-_SCRIPTS = {
+_SCRIPTS = {  # Of rivals.
   'embed': 'embed_torch.py',
   'search': 'search_connection.py',
   'select': 'select_dense.py',
@@ -44,7 +49,8 @@ def get_config(variant='ttt'):
       'and behind a comma short'
     )
   config.benchmark.name = name
-  config.benchmark.rival = os.path.join(_RIVALS, _SCRIPTS[name])
+  if name in _SCRIPTS:
+    config.benchmark.rival = os.path.join(_RIVALS, _SCRIPTS[name])
   config.benchmark.shapes = _SHAPES[name]
   # So much that a side that adapts otherwise is found out.
   config.ttt.learning_rate = 1e-4

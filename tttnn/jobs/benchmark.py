@@ -12,6 +12,8 @@ from tttnn import files
 from tttnn import summary
 from tttnn.benchmarks import embed
 from tttnn.benchmarks import embed_report
+from tttnn.benchmarks import knn_lm
+from tttnn.benchmarks import knn_lm_report
 from tttnn.benchmarks import search
 from tttnn.benchmarks import search_report
 from tttnn.benchmarks import select
@@ -24,6 +26,7 @@ from tttnn.reporting import tables
 # What measures, or tells what that would take, and what tells of the result.
 BENCHMARKS = {
   'embed': (embed, embed_report),
+  'knn_lm': (knn_lm, knn_lm_report),
   'search': (search, search_report),
   'select': (select, select_report),
   'ttt': (ttt, ttt_report),
