@@ -346,8 +346,8 @@ def get_config() -> ml_collections.ConfigDict:
       # Documents are lines of the store, and their doc_id is the line's number:
       # leave out the entry that a token itself is. Protocol whole.
       'drop_self': False,
-      # An .npz of what knn_lm found, for runs with another lambda, temperature
-      # or fewer neighbours; '': none.
+      # A directory that keeps what knn_lm found, a file a document, for runs
+      # with another lambda, temperature or fewer neighbours; '': none.
       'cache': '',
     }
   )

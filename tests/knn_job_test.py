@@ -1,25 +1,35 @@
 """kNN-LM and RetoMaton as whole runs, against brute force on torch's states."""
 
+import glob
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 import transformers
 
+from configs import base
 from tests import world as world_lib
 from tttnn import jobs
+from tttnn import settings
 from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import jsonl
 from tttnn.jobs import knn
+from tttnn.jobs import knn_search
 from tttnn.methods import knn_tuning
 from tttnn.methods import pool as pool_lib
 from tttnn.scoring import rolling
 
 CONTEXT, EOT = 64, 0
 K, LAMBDA, TEMPERATURE = 8, 0.3, 5.0
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 changed, rows_of = world_lib.changed, world_lib.rows_of
+timeless = world_lib.timeless
 
 
 @pytest.fixture(scope='module')
@@ -177,7 +187,7 @@ def test_padding_changes_no_number(config, finished, tmp_path, monkeypatch):
 
 
 def test_what_was_found_serves_other_settings(config, tmp_path):
-  cache = str(tmp_path / 'found.npz')
+  cache = str(tmp_path / 'found')
   run(config, tmp_path / 'first', knn__cache=cache)
   other = changed(config)
   other.knn.update({'lambda': 0.6, 'temperature': 2.0, 'neighbors': 4})
@@ -187,9 +197,10 @@ def test_what_was_found_serves_other_settings(config, tmp_path):
     assert one['log_likelihood'] == pytest.approx(
       row['log_likelihood'], rel=1e-9
     )
-  total = knn_tuning.sweep(
-    knn_tuning.Cache.load(cache), [0.6], [2.0], [4]
-  ).item()
+  total = sum(
+    knn_tuning.sweep(knn_tuning.Cache.load(path), [0.6], [2.0], [4]).item()
+    for path in glob.glob(f'{cache}/*.npz')
+  )
   assert total == pytest.approx(
     sum(row['log_likelihood'][1] for row in expected), rel=1e-9
   )
@@ -197,6 +208,62 @@ def test_what_was_found_serves_other_settings(config, tmp_path):
     run(config, tmp_path / 'more', knn__cache=cache, knn__neighbors=9)
   with pytest.raises(ValueError, match='of another run .*protocol'):
     run(config, tmp_path / 'x', knn__cache=cache, eval__protocol='whole')
+
+
+# The fifth document is finished when it is killed.
+_KILLED = """
+import json, os, signal, sys
+from configs import base
+from tttnn import jobs
+from tttnn import settings
+from tttnn.scoring import results
+
+config = base.get_config()
+for key, value in json.loads(sys.argv[1]).items():
+  settings.override(config, key, value)
+append = results.Results.append
+
+def append_and_die(self, row):
+  append(self, row)
+  if len(self.rows) == 5:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+results.Results.append = append_and_die
+jobs.run(config, sys.argv[2])
+"""
+
+
+def test_a_killed_run_leaves_what_it_found(
+  config, finished, tmp_path, monkeypatch
+):
+  cached = changed(config, knn__cache=str(tmp_path / 'found'))
+  usual = settings.flatten(base.get_config())
+  changes = {
+    key: value
+    for key, value in settings.flatten(cached).items()
+    if value != usual[key]
+  }
+  workdir = tmp_path / 'killed'
+  command = [sys.executable, '-c', _KILLED, json.dumps(changes), str(workdir)]
+  done = subprocess.run(
+    command, stderr=subprocess.DEVNULL, cwd=ROOT, check=False
+  )
+  assert done.returncode == -signal.SIGKILL
+  assert len(rows_of(workdir)) == 5
+  searched = []
+  search = knn_search.Neighbors.__call__
+
+  def search_and_count(self, keys_QxD, own_Q=None):
+    searched.append(len(keys_QxD))
+    return search(self, keys_QxD, own_Q)
+
+  monkeypatch.setattr(knn_search.Neighbors, '__call__', search_and_count)
+  assert timeless(run(cached, workdir)) == timeless(finished)
+  assert searched == [row['num_tokens'] for row in finished[5:]]
+  # Then all are there, and nothing is searched.
+  again = run(cached, tmp_path / 'again')
+  assert timeless(again) == timeless(finished)
+  assert len(searched) == len(finished) - 5
 
 
 def test_an_automaton_that_always_searches_is_knn_lm(
@@ -238,7 +305,7 @@ def test_an_automaton_saves_searches(config, finished, tmp_path, clusters):
     retomaton__max_knns=64,
     retomaton__clusters=clusters,
   )
-  assert world_lib.timeless(again) == world_lib.timeless(found)
+  assert timeless(again) == timeless(found)
 
 
 def test_a_wider_search_makes_up_for_a_poor_index(config, finished, tmp_path):

@@ -32,6 +32,7 @@ from tttnn.jobs import neighbors as neighbors_lib
 from tttnn.jobs import rows as rows_lib
 from tttnn.methods import automaton as automaton_lib
 from tttnn.methods import knn_lm
+from tttnn.methods import knn_tuning
 from tttnn.methods import pool as pool_lib
 from tttnn.methods import retomaton
 from tttnn.scoring import rolling
@@ -125,17 +126,15 @@ def rows(
   model: language_model.LanguageModel,
   documents: Sequence[documents_lib.Document],
 ) -> Iterator[dict]:
-  """A row of `results.jsonl` a document, in order.
+  """A row of `results.jsonl` a document.
 
   Raises:
     ValueError: for a wrong setting, or a store that is not there or of another
       model.
   """
-  if config.method == 'knn_lm' and (
-    cache := knn_cache.load(config, identity(config))
-  ):
-    for found in _of_cache(config, model, cache, documents):
-      yield _row(config, *found)
+  if config.method == 'knn_lm':
+    for one, found, searching in looked_up(config, model, documents):
+      yield _row_of_found(config, one, found, searching)
     return
   with scorer(config, model) as score:
     yield from score(documents)
@@ -147,9 +146,107 @@ def scorer(
 ) -> Iterator[Callable[[Sequence[documents_lib.Document]], Iterator[dict]]]:
   """(documents) -> rows by a search, as of `rows`, for the length of a context.
 
-  What is opened, started and compiled serves all calls. A `reader` may be one
-  that has compiled before. Errors as of `rows`.
+  What is opened, started and compiled serves all calls; `knn.cache` is neither
+  read nor written. A `reader` may be one that has compiled before. Errors as of
+  `rows`.
   """
+  with _searching(config, model, reader) as (store, reader, neighbors):
+    walk = None
+    if config.method == 'retomaton':
+      walk = _walk(config, store, neighbors)
+
+    def score(documents):
+      cases = (_case(config, model, document) for document in documents)
+      read = prefetch.prefetch(map(reader, cases), 2)
+      if walk is None:
+        for one in read:
+          yield _row_of_found(config, one, *_find(config, store, neighbors, one))
+        return
+      for batch in prefetch.batches(read, _BATCH):
+        for found in _of_the_automaton(config, store, neighbors, walk, batch):
+          yield _row(config, *found)
+      print(f'evaluate: {walk.saved:.3f} of the searches are saved')
+
+    yield score
+
+
+def looked_up(
+  config,
+  model: language_model.LanguageModel,
+  documents: Sequence[documents_lib.Document],
+) -> Iterator[tuple[Read, knn_tuning.Cache, float]]:
+  """(what was read, what a search found, its seconds) of each document.
+
+  Those that `knn.cache` has come first, and cost neither model nor search.
+
+  Raises:
+    ValueError: as `rows`.
+  """
+  cache = knn_cache.Cache(config, identity(config))
+  missing = []
+  for document in documents:
+    case = _case(config, model, document)
+    if found := cache.find(case):
+      yield Read(case, found.log_p_lm_T, None, 0.0), found, 0.0
+    else:
+      missing.append(case)
+  if not missing:
+    return
+  with _searching(config, model) as (store, reader, neighbors):
+    for one in prefetch.prefetch(map(reader, missing), 2):
+      found, searching = _find(config, store, neighbors, one)
+      cache.add(one.case, found)
+      yield one, found, searching
+
+
+def _find(
+  config, store: store_lib.Store, neighbors: knn_search.Neighbors, one: Read
+) -> tuple[knn_tuning.Cache, float]:
+  """What a search finds for each token of a document, and its seconds."""
+  begin = time.monotonic()
+  own_T = _own(config, store, one.case)
+  distances_Txk, ids_Txk = neighbors(one.keys_TxD, own_T)
+  found = knn_tuning.Cache(
+    metric=store.manifest.metric,
+    ids_Txk=ids_Txk,
+    distances_Txk=distances_Txk,
+    values_Txk=store.tokens.values(ids_Txk),
+    log_p_lm_T=one.log_p_lm_T,
+    targets_T=np.array(one.case.tokens, int),
+    offsets=np.array([0, len(one.case.tokens)]),
+  )
+  return found, time.monotonic() - begin
+
+
+def log_probability(
+  found: knn_tuning.Cache, settings: knn_lm.Settings
+) -> np.ndarray:
+  """log p_kNN [T] by the nearest of what was found."""
+  return knn_lm.log_probability(
+    found.distances_Txk[:, : settings.neighbors],
+    found.values_Txk[:, : settings.neighbors],
+    found.targets_T,
+    metric=found.metric,
+    temperature=settings.temperature,
+  )
+
+
+def _row_of_found(
+  config, one: Read, found: knn_tuning.Cache, searching: float
+) -> dict:
+  log_p_T = log_probability(found, knn_lm.Settings.create(config.knn))
+  return _row(config, one, log_p_T, {}, searching)
+
+
+def _case(config, model: language_model.LanguageModel, document):
+  return model.case(document, config.eval.protocol, config.eval.split_prefix)
+
+
+@contextlib.contextmanager
+def _searching(
+  config, model: language_model.LanguageModel, reader: Reader | None = None
+):
+  """(store, reader, neighbors) of the run, for the length of a context."""
   store = store_lib.open(
     store_path(config), config.store.index, kind=tokens_lib.KIND
   )
@@ -158,27 +255,7 @@ def scorer(
   with retrieve.searcher(store, **how) as searcher:
     fingerprint = embed.fingerprint(model.model, model.params, model.tokenizer)
     searcher.check(fingerprint, reader.dim, store.manifest.keys)
-    neighbors = knn_search.Neighbors(config, store, searcher)
-    walk = None
-    if config.method == 'retomaton':
-      walk = _walk(config, store, neighbors)
-
-    def score(documents):
-      cases = (
-        model.case(document, config.eval.protocol, config.eval.split_prefix)
-        for document in documents
-      )
-      read = prefetch.prefetch(map(reader, cases), 2)
-      if walk is None:
-        for found in _of_each_token(config, store, neighbors, read):
-          yield _row(config, *found)
-        return
-      for batch in prefetch.batches(read, _BATCH):
-        for found in _of_the_automaton(config, store, neighbors, walk, batch):
-          yield _row(config, *found)
-      print(f'evaluate: {walk.saved:.3f} of the searches are saved')
-
-    yield score
+    yield store, reader, knn_search.Neighbors(config, store, searcher)
 
 
 def _own(config, store: store_lib.Store, case: documents_lib.Case):
@@ -202,30 +279,6 @@ def _own(config, store: store_lib.Store, case: documents_lib.Case):
   return own_T
 
 
-def _of_each_token(config, store, neighbors: knn_search.Neighbors, read):
-  """(read, log p_kNN [T], what the row says more, seconds of searching)."""
-  settings = knn_lm.Settings.create(config.knn)
-  cache = knn_cache.Cache(config, store.manifest.metric, identity(config))
-  for one in read:
-    begin = time.monotonic()
-    own_T = _own(config, store, one.case)
-    distances_Txk, ids_Txk = neighbors(one.keys_TxD, own_T)
-    values_Txk = store.tokens.values(ids_Txk)
-    searching = time.monotonic() - begin
-    cache.add(
-      one.case.tokens, one.log_p_lm_T, distances_Txk, ids_Txk, values_Txk
-    )
-    log_p_T = knn_lm.log_probability(
-      distances_Txk,
-      values_Txk,
-      one.case.tokens,
-      metric=store.manifest.metric,
-      temperature=settings.temperature,
-    )
-    yield one, log_p_T, {}, searching
-  cache.save()
-
-
 def _of_the_automaton(
   config,
   store: store_lib.Store,
@@ -233,7 +286,10 @@ def _of_the_automaton(
   walk: retomaton.Walk,
   batch: Sequence[Read],
 ):
-  """The same by RetoMaton, all documents of a batch token by token."""
+  """(read, log p_kNN [T], what the row says more, seconds of searching).
+
+  All documents of a batch token by token.
+  """
   settings = knn_lm.Settings.create(config.knn)
   lengths_B = np.zeros(_BATCH, int)
   lengths_B[: len(batch)] = [len(one.case.tokens) for one in batch]
@@ -337,30 +393,3 @@ def _row(
     'adapt_seconds': [],
     'score_seconds': [one.seconds, mixed],
   }
-
-
-def _of_cache(config, model: language_model.LanguageModel, cache, documents):
-  """As `_of_each_token`, without the model or a search."""
-  settings = knn_lm.Settings.create(config.knn)
-  if len(documents) != len(cache.offsets) - 1:
-    raise ValueError(
-      f'knn.cache={config.knn.cache!r} has {len(cache.offsets) - 1} documents, '
-      f'{len(documents)} are to be scored: it needs all of a run'
-    )
-  for number, document in enumerate(documents):
-    case = model.case(document, config.eval.protocol, config.eval.split_prefix)
-    part = slice(*cache.offsets[number : number + 2])
-    if cache.targets_T[part].tolist() != list(case.tokens):
-      raise ValueError(
-        f'knn.cache={config.knn.cache!r} has other tokens of document '
-        f'{document.doc_id!r}'
-      )
-    nearest = part, slice(0, settings.neighbors)
-    log_p_T = knn_lm.log_probability(
-      cache.distances_Txk[nearest],
-      cache.values_Txk[nearest],
-      case.tokens,
-      metric=cache.metric,
-      temperature=settings.temperature,
-    )
-    yield Read(case, cache.log_p_lm_T[part], None, 0.0), log_p_T, {}, 0.0

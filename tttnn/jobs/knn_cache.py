@@ -1,56 +1,94 @@
-"""What searches found for the tokens of a run, for runs that search alike."""
+"""What searches found for the tokens of documents, for runs that search alike.
 
+A file a document, so that a run that was killed has those of all it finished,
+and what is missing can join later.
+"""
+
+import hashlib
 import json
 import os
-
-import numpy as np
 
 from tttnn import checkpoint
 from tttnn import files
 from tttnn import settings
+from tttnn.corpus import documents as documents_lib
 from tttnn.jobs import rows as rows_lib
 from tttnn.methods import knn_tuning
 
 
 class Cache:
-  """What searches found, in `knn.cache`; nothing where that is empty."""
+  """The directory `knn.cache`; has nothing and keeps nothing where it is ''."""
 
-  def __init__(self, config, metric: str, about: dict):
-    """`about`: what rows depend on; `metric`: of the store."""
-    self._path, self._metric = config.knn.cache, metric
-    self._about = _depends_on(config, about)
-    self._parts = []
+  def __init__(self, config, about: dict):
+    """Opens or makes it.
 
-  def add(self, tokens, log_p_lm_T, distances_Txk, ids_Txk, values_Txk) -> None:
-    """Of a document; the next one of the run."""
-    if self._path:
-      self._parts.append(
-        (tokens, log_p_lm_T, distances_Txk, ids_Txk, values_Txk)
-      )
+    Args:
+      config: of the run.
+      about: what its rows depend on.
 
-  def save(self) -> None:
-    """When all documents are there."""
-    if not self._path:
+    Raises:
+      ValueError: if it is of another store, model or documents.
+    """
+    self._directory = config.knn.cache
+    self._neighbors = config.knn.neighbors
+    if not self._directory:
       return
-    tokens, log_p_lm, distances, ids, values = zip(*self._parts, strict=True)
-    lengths = [len(of_document) for of_document in tokens]
-    cache = knn_tuning.Cache(
-      metric=self._metric,
-      ids_Txk=np.concatenate(ids),
-      distances_Txk=np.concatenate(distances),
-      values_Txk=np.concatenate(values),
-      log_p_lm_T=np.concatenate(log_p_lm),
-      targets_T=np.concatenate(tokens).astype(int),
-      offsets=np.cumsum([0, *lengths]),
-    )
-    cache.save(self._path)
-    about = json.dumps(self._about, indent=2, sort_keys=True) + '\n'
-    files.write_if_changed(f'{self._path}.json', about)
-    print(f'evaluate: {self._path}: what was found for {sum(lengths)} tokens')
+    if os.path.isfile(self._directory):
+      raise ValueError(f'knn.cache={self._directory!r} is not a directory')
+    os.makedirs(self._directory, exist_ok=True)
+    known, path = depends_on(config, about), self._path('about.json')
+    if os.path.exists(path):
+      with open(path, encoding='utf-8') as file:
+        differ = settings.difference(json.load(file), known)
+      if differ:
+        raise ValueError(
+          f'knn.cache={self._directory!r} is of another run ({differ}): name '
+          'another directory'
+        )
+    text = json.dumps(known, indent=2, sort_keys=True) + '\n'
+    files.write_if_changed(path, text)
+
+  def find(self, case: documents_lib.Case) -> knn_tuning.Cache | None:
+    """What was found for a document, of the wanted neighbours or more.
+
+    Raises:
+      ValueError: if it is of other tokens, or of fewer neighbours.
+    """
+    doc_id = case.document.doc_id
+    path = self._path(_name(doc_id))
+    if not self._directory or not os.path.exists(path):
+      return None
+    found = knn_tuning.Cache.load(path)
+    if found.targets_T.tolist() != list(case.tokens):
+      raise ValueError(
+        f'knn.cache={self._directory!r} has other tokens of document {doc_id!r}'
+      )
+    if self._neighbors > found.ids_Txk.shape[1]:
+      raise ValueError(
+        f'knn.neighbors={self._neighbors}, but knn.cache={self._directory!r} '
+        f'has {found.ids_Txk.shape[1]} of document {doc_id!r}'
+      )
+    return found
+
+  def add(self, case: documents_lib.Case, found: knn_tuning.Cache) -> None:
+    """Keeps what was found for a document, as a whole or not at all."""
+    if self._directory:
+      found.save(self._path(_name(case.document.doc_id)))
+
+  def _path(self, name: str) -> str:
+    return os.path.join(self._directory, name)
 
 
-def _depends_on(config, about: dict) -> dict:
-  """What the content of a cache depends on, but for how many neighbours."""
+def _name(doc_id: str | int) -> str:
+  """Of a document's file; ids may be any text."""
+  return hashlib.sha256(repr(doc_id).encode()).hexdigest()[:32] + '.npz'
+
+
+def depends_on(config, about: dict) -> dict:
+  """What the content of a cache depends on, but for how many neighbours.
+
+  `about` is what the rows of the run depend on.
+  """
   free = ['knn.lambda', 'knn.temperature']
   # Fewer of those whose order is that of distances are the nearest of them.
   # By exact distances they would be others than the index finds.
@@ -60,32 +98,3 @@ def _depends_on(config, about: dict) -> dict:
     'model': checkpoint.digest(config.model.path, config.model.revision),
     **rows_lib.identity(config),
   }
-
-
-def load(config, about: dict) -> knn_tuning.Cache | None:
-  """That of `knn.cache`; None where there is none yet.
-
-  Args:
-    config: of the run.
-    about: what its rows depend on.
-
-  Raises:
-    ValueError: if it is of another store, model or documents, or of fewer
-      neighbours than are wanted.
-  """
-  path = config.knn.cache
-  if not path or not os.path.exists(f'{path}.json'):
-    return None
-  with open(f'{path}.json', encoding='utf-8') as file:
-    differ = settings.difference(json.load(file), _depends_on(config, about))
-  if differ:
-    raise ValueError(
-      f'knn.cache={path!r} is of another run ({differ}): name another file'
-    )
-  cache = knn_tuning.Cache.load(path)
-  if config.knn.neighbors > cache.ids_Txk.shape[1]:
-    raise ValueError(
-      f'knn.neighbors={config.knn.neighbors}, but knn.cache={path!r} has '
-      f'{cache.ids_Txk.shape[1]}'
-    )
-  return cache
