@@ -346,6 +346,19 @@ def get_config() -> ml_collections.ConfigDict:
       # Documents are lines of the store, and their doc_id is the line's number:
       # leave out the entry that a token itself is. Protocol whole.
       'drop_self': False,
+      # To choose from on eval.validation, each with each, in place of the three
+      # above, as '0.1,0.25,0.5'; '': what stands there. No k is above
+      # neighbors. For retomaton they are what suits knn_lm.
+      'lambdas': '',
+      'temperatures': '',
+      'ks': '',
+      # Choose a lambda for each of so many bins, equally many tokens of
+      # eval.validation in each, by the distance of the nearest neighbour
+      # (Drozdov et al. 2022); 0: one for all.
+      'bins': 0,
+      # Such bins as they were chosen, in place of lambda: from which distance
+      # on, and lambda, as '-inf:0.6,12.5:0.3,40.0:0.1'; '': lambda.
+      'lambda_by_distance': '',
       # A directory that keeps what knn_lm found, a file a document, for runs
       # with another lambda, temperature or fewer neighbours; '': none.
       'cache': '',
@@ -389,7 +402,9 @@ def get_config() -> ml_collections.ConfigDict:
     # A pile_ task that is named and of which there is no document, or of which
     # the portion leaves none: error | allow.
     missing_tasks='error',
-    validation='',  # As documents: those that interpolation.alpha is chosen on.
+    # As documents: those that interpolation.alpha, or lambda, temperature and
+    # k of knn, are chosen on.
+    validation='',
     # A document with a neighbour nearer than 1e-4, or with this share of the
     # document's runs of retrieval.overlap_words words, is left out of the
     # second table of the summary; 0: none is left out.

@@ -1,4 +1,4 @@
-"""Compare methods on the same documents and candidates.
+"""Compare methods on the same documents and candidates: compare.py[:knn_lm].
 
 python -m tttnn.main --config=configs/compare.py --workdir=/tmp/compare \
   --config.model.path=/tmp/lm/export \
@@ -7,6 +7,10 @@ python -m tttnn.main --config=configs/compare.py --workdir=/tmp/compare \
   --config.eval.validation=/tmp/corpus/text/validation.jsonl
 
 Some of the runs:  --config.compare.names='base,knn,sift'
+
+compare.py:knn_lm has kNN-LM and RetoMaton, too, which need a store of tokens:
+
+  --config.knn.store=/tmp/knn_lm/tokens
 """
 
 from configs import base
@@ -22,13 +26,24 @@ _RUNS = (
   ('frank_wolfe', {'selection.name': 'frank_wolfe'}),
   ('random', {'selection.name': 'random'}),
 )
+# store.index and store.address are those of documents.
+_TOKENS = {'store.index': '', 'store.address': ''}
+_TOKEN_RUNS = (
+  ('knn_lm', {'method': 'knn_lm', **_TOKENS}),
+  ('retomaton', {'method': 'retomaton', **_TOKENS}),
+)
 
 
-def get_config():
+def get_config(variant=''):
   config = base.get_config()
+  if variant not in ('', 'knn_lm'):
+    raise ValueError(f'compare.py:{variant}: the only variant is knn_lm')
   config.job = 'compare'
   config.method = 'ttt'
-  config.compare.runs = _RUNS
+  config.compare.runs = _RUNS + (_TOKEN_RUNS if variant else ())
   config.retrieval.neighbors = 50
   config.eval.at = '0,1,5,10,20,50'
+  config.knn.neighbors = 64
+  config.knn.lambdas = '0.05,0.1,0.2,0.3,0.4,0.5,0.6'
+  config.knn.temperatures = '1,3,10,30,100,300'
   return config

@@ -5,7 +5,12 @@ python -m tttnn.main --config=configs/knn_lm.py --workdir=/tmp/knn_lm \
   --config.corpus.train='/tmp/corpus/text/train/*.jsonl' \
   --config.eval.documents=/tmp/corpus/text/test.jsonl
 
-The store goes to WORKDIR/tokens.
+The store goes to WORKDIR/tokens. Lambda and temperature that suit it, chosen on
+other documents than the scored ones:
+
+  --config.eval.validation=/tmp/corpus/text/validation.jsonl \
+  --config.knn.lambdas=0.05,0.1,0.2,0.3,0.4,0.5 \
+  --config.knn.temperatures=1,3,10,30,100
 """
 
 from configs import base

@@ -35,16 +35,7 @@ timeless = world_lib.timeless
 @pytest.fixture(scope='module')
 def config(world, tmp_path_factory):
   """Of a run of knn_lm over a store of tokens."""
-  directory = tmp_path_factory.mktemp('tokens')
-  config = changed(
-    world,
-    job='build',
-    store__key='ffn_input',
-    store__path=f'{directory}/store',
-    embedder__path='',
-  )
-  jobs.run(config, str(directory / 'build'))
-  config = changed(config, job='evaluate', method='knn_lm')
+  config = world_lib.with_tokens(world, tmp_path_factory.mktemp('tokens'))
   config.knn.update(
     {'neighbors': K, 'lambda': LAMBDA, 'temperature': TEMPERATURE}
   )

@@ -97,6 +97,57 @@ def test_a_cache_whose_arrays_disagree():
       knn_tuning.Cache(**fields | {'offsets': np.array(offsets)})
 
 
+def test_a_grid_is_what_the_keys_say():
+  section = {'lambda': 0.25, 'temperature': 2.0, 'neighbors': 64}
+  section |= {'lambdas': '', 'temperatures': '', 'ks': ''}
+  plain = knn_tuning.Grid.create(section)
+  assert plain == knn_tuning.Grid((0.25,), (2.0,), (64,))
+  section |= {'lambdas': '0.5, 0.1,0.5', 'ks': '16,4'}
+  grid = knn_tuning.Grid.create(section)
+  assert grid == knn_tuning.Grid((0.1, 0.5), (2.0,), (4, 16))
+  with pytest.raises(ValueError, match="lambdas='a' is no list of numbers"):
+    knn_tuning.Grid.create(section | {'lambdas': 'a'})
+  with pytest.raises(ValueError, match='there are no ks to choose from'):
+    knn_tuning.Grid((0.1,), (1.0,), ())
+
+
+def test_the_best_of_a_grid_is_the_smallest_of_equal_ones():
+  grid = knn_tuning.Grid((0.1, 0.2), (1.0, 3.0), (4, 8))
+  nats = np.full((2, 2, 2), -math.inf)
+  nats[0, 0, 0] = math.nan
+  nats[1, 0, 1] = nats[1, 1, 0] = -3.0
+  assert grid.best(nats) == knn_lm.Settings(8, 0.2, 1.0)
+  nats[0, 1, 1] = -2.0
+  assert grid.best(nats) == knn_lm.Settings(8, 0.1, 3.0)
+
+
+def test_bins_are_read_as_they_were_written():
+  edges = np.array([-1.5, 1 / 3, 1e9], np.float32)
+  bins = knn_tuning.Bins(edges, np.array([0.1, 0.0, 0.7, 1.0]))
+  assert bins.text.startswith('-inf:0.1,-1.5:0.0,0.333333')
+  found = knn_tuning.Bins.parse(bins.text)
+  np.testing.assert_array_equal(found.edges, edges)
+  np.testing.assert_array_equal(found.lambdas, bins.lambdas)
+  nearest = np.array([-2, -1.5, 1 / 3, 1e9, np.inf], np.float32)
+  assert found.lambda_of(nearest).tolist() == [0.1, 0.0, 0.7, 1.0, 0.0]
+  for text, message in (
+    ('0.4', 'is not distances and lambdas'),
+    ('-inf:0.1,x:0.2', 'is not distances and lambdas'),
+    ('1.0:0.1', 'do not ascend from -inf'),
+    ('-inf:0.1,2.0:0.1,2.0:0.3', 'do not ascend from -inf'),
+    ('-inf:1.1', 'knn.lambda=1.1 is not from 0 to 1'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      knn_tuning.Bins.parse(text)
+
+
+def test_the_nearest_neighbour_that_is_there():
+  distances = np.array([[3.0, 1.0], [2.0, np.inf], [5.0, 6.0]], np.float32)
+  values = np.array([[7, -1], [7, -1], [-1, -1]])
+  found = knn_tuning.nearest(distances, values)
+  assert found.tolist() == [3.0, 2.0, math.inf]
+
+
 @hypothesis.given(
   strategies.integers(0, 2**32 - 1),
   strategies.integers(1, 6),

@@ -39,6 +39,19 @@ def make(directory):
   return config
 
 
+def with_tokens(world, directory):
+  """The config of an evaluation of knn_lm, with a store of tokens there."""
+  config = changed(
+    world,
+    job='build',
+    store__key='ffn_input',
+    store__path=f'{directory}/store',
+    embedder__path='',
+  )
+  jobs.run(config, str(directory / 'build'))
+  return changed(config, job='evaluate', method='knn_lm')
+
+
 def changed(world, **changes):
   config = world.copy_and_resolve_references()
   for key, value in changes.items():

@@ -3,10 +3,13 @@
 import collections
 from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import importlib.metadata
 import json
 import os
 import subprocess
+import types
+from typing import Any
 
 import numpy as np
 
@@ -17,24 +20,35 @@ from tttnn.scoring import metrics
 _PACKAGES = ('jax', 'flax', 'optax', 'transformers', 'faiss-cpu', 'numpy')
 
 
-def write(config, workdir: str, rows: list[dict]) -> None:
+def write(
+  config,
+  workdir: str,
+  rows: list[dict],
+  *,
+  more: Mapping[str, Any] = types.MappingProxyType({}),
+  more_tables: Sequence[tuple[str, tables.Cells]] = (),
+) -> None:
   """Writes both files, unless they say the same already, and prints the table.
 
   Args:
     config: of the run.
     workdir: where they go.
     rows: of `results.jsonl`, in the documents' order.
+    more: figures that `summary.json` has beside those of all runs.
+    more_tables: (title, cells) of those, for `summary.md` and the terminal.
   """
   table = metrics.aggregate(rows)
   unit = tables.count_unit(config.method)
   markdown, text = tables.markdown(table, unit), tables.text(table, unit)
+  more_tables = list(more_tables)
   distinct = _without_near_duplicates(config, rows)
   if distinct:
     title = (
       f'Without the {len(rows) - distinct.all.last.documents:,} documents that '
       'have a near-duplicate among their neighbours:'
     )
-    cells = tables.before_after(distinct, unit)
+    more_tables.append((title, tables.before_after(distinct, unit)))
+  for title, cells in more_tables:
     markdown += f'\n{title}\n\n{tables.render_markdown(cells)}'
     text += f'\n{title}\n\n{tables.render_text(cells)}'
   about = {
@@ -54,6 +68,7 @@ def write(config, workdir: str, rows: list[dict]) -> None:
       for part in rows[0]['seconds']
     },
     **metrics.to_json(table),
+    **more,
     'without_near_duplicates': distinct and metrics.to_json(distinct),
     'config': config.to_dict(),
     'versions': versions(),

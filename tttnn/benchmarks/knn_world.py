@@ -143,15 +143,13 @@ class World:
     self, model: language_model.LanguageModel, reader: knn.Reader
   ) -> knn_tuning.Cache:
     """The nearest entries of each token of the documents, as `knn.cache`."""
-    if not os.path.exists(f'{self.cache_path}.json'):
-      say('exact neighbours')
-      with self.served(EXACT) as config:
-        found(config, model, reader, self.documents, self.cache_path)
-    return knn_tuning.Cache.load(self.cache_path)
+    say('exact neighbours')
+    with self.served(EXACT) as config:
+      return found(config, model, reader, self.documents, self.cache_path)
 
   @property
   def cache_path(self) -> str:
-    return os.fspath(self.directory / 'exact.npz')
+    return os.fspath(self.directory / 'exact')
 
 
 def say(text: str) -> None:
@@ -165,13 +163,14 @@ def found(
   documents: Sequence[documents_lib.Document],
   path: str,
 ) -> knn_tuning.Cache:
-  """What a run of kNN-LM finds, which it writes to `path`."""
+  """What a run of kNN-LM finds, which it keeps in the directory `path`."""
   config = config.copy_and_resolve_references()
   config.knn.cache = path
-  with knn.scorer(config, model, reader) as score:
-    for _ in score(documents):
-      pass
-  return knn_tuning.Cache.load(path)
+  parts = {
+    one.case.document.doc_id: part
+    for one, part, _ in knn.looked_up(config, model, documents, reader)
+  }
+  return knn_tuning.join([parts[document.doc_id] for document in documents])
 
 
 def prepare(config, workdir: str, shape: Shape) -> World:

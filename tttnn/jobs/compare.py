@@ -1,7 +1,8 @@
 """Runs a list of methods on the same documents and the same candidates.
 
-Neighbours are looked up once. What a method leaves open, its learning rate or
-its alpha, is chosen on validation documents. Leaves `compare.md`,
+Neighbours are looked up once; those of tokens by each run that wants them. What
+a method leaves open, as its learning rate or its alpha, is chosen on validation
+documents. Leaves `compare.md`,
 `compare.json` and figures; each run is a directory of `evaluate` under `runs`,
 those of the choice under `validation`.
 """
@@ -27,9 +28,12 @@ from tttnn.corpus import choice
 from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import jsonl
 from tttnn.datastore import replay
+from tttnn.jobs import knn
+from tttnn.jobs import knn_choice
 from tttnn.jobs import neighbors
 from tttnn.jobs import works
 from tttnn.methods import interpolation
+from tttnn.methods import knn_tuning
 from tttnn.methods import select
 from tttnn.methods import ttt
 from tttnn.reporting import frontier
@@ -59,12 +63,12 @@ class Run:
 
   @property
   def open(self) -> str:
-    """The key of what is chosen on validation documents; '' for nothing."""
+    """What is chosen on validation documents: a key; of kNN-LM a section."""
     if self.config.method in ttt.METHODS:
       return 'ttt.learning_rate'
     if self.config.method == 'interpolation':
       return 'interpolation.alpha'
-    return ''
+    return 'knn' if self.config.method in knn.METHODS else ''
 
 
 def run(config, workdir: str) -> None:
@@ -113,6 +117,7 @@ def _runs(config, names: str) -> list[Run]:
     ):
       parts = tuple(sorted(works.counts(_step(own, method='ttt')) - {0}))
     works.counts(own)  # Refuses wrong counts before anything is run.
+    own.knn.cache = ''  # Or the seconds would not be those of a search.
     found.append(Run(name, own, parts))
   if not found:
     there = ', '.join(name for name, _ in config.compare.runs)
@@ -128,7 +133,7 @@ def _step(config, **changes):
   return step
 
 
-def _choices(config, runs: Sequence[Run]) -> dict[str, tuple]:
+def _choices(config, runs: Sequence[Run]) -> dict[str, object]:
   """What each run may choose from, of those with something to choose."""
   rates = tuple(
     float(rate) for rate in config.compare.learning_rates.split(',') if rate
@@ -138,13 +143,18 @@ def _choices(config, runs: Sequence[Run]) -> dict[str, tuple]:
     if one.open == 'interpolation.alpha':
       if one.config.interpolation.alpha == 'validation':
         found[one.name] = interpolation.ALPHAS
+    elif one.open == 'knn':
+      knn.identity(one.config)  # Refuses stores before anything is run.
+      if knn_choice.is_open(one.config):
+        found[one.name] = knn_tuning.Grid.create(one.config.knn)
     elif one.open and rates:
       found[one.name] = rates
   if found and not config.eval.validation:
     raise ValueError(
       f'{", ".join(found)} have something to choose on documents of '
-      'eval.validation, which is empty; give compare.learning_rates=, and a '
-      'number as interpolation.alpha, for nothing to be chosen'
+      'eval.validation, which is empty; give compare.learning_rates=, a number '
+      'as interpolation.alpha, and no knn.lambdas, .temperatures and .ks, for '
+      'nothing to be chosen'
     )
   return found
 
@@ -227,7 +237,9 @@ def _on_validation(config):
 def _parts(one: Run, value) -> Iterator[tuple[str, object]]:
   """(name, config) of the runs of `evaluate` that a run consists of."""
   config = one.config
-  if value is not None:
+  if isinstance(value, knn_choice.Chosen):
+    config = value.settled(config)
+  elif value is not None:
     config = _step(config)
     as_text = one.open == 'interpolation.alpha'
     settings.override(config, one.open, str(value) if as_text else value)
@@ -239,7 +251,7 @@ def _parts(one: Run, value) -> Iterator[tuple[str, object]]:
     yield f'{one.name}-{count}', part
 
 
-def _choose(one: Run, values: Sequence, workdir: str):
+def _choose(one: Run, values, workdir: str):
   """The value with the fewest bits per byte on validation documents.
 
   At the count where it has the fewest; None if there is nothing to choose.
@@ -247,6 +259,8 @@ def _choose(one: Run, values: Sequence, workdir: str):
   if not values:
     return None
   config = _on_validation(one.config)
+  if one.open == 'knn':
+    return _choose_knn(one.name, config, workdir)
   if one.open == 'interpolation.alpha':
     # All alphas are scored in one pass, whichever is asked for.
     config.interpolation.alpha = '0.0'
@@ -270,6 +284,19 @@ def _choose(one: Run, values: Sequence, workdir: str):
       )
   print(f'compare: {one.name}: {one.open} is {best:g}', flush=True)
   return best
+
+
+def _choose_knn(name: str, config, workdir: str) -> knn_choice.Chosen:
+  """Runs that search alike, such as RetoMaton's, share what is found."""
+  print(f'\n== {os.path.join("validation", name)}', flush=True)
+  documents = documents_lib.read(
+    config.eval.documents, choice.Choice.create(config.eval)
+  )
+  directory = os.path.join(workdir, 'validation')
+  chosen = knn_choice.choose(config, documents, directory)
+  chosen.write(os.path.join(directory, name))
+  print(f'compare: {name}: {chosen.text}', flush=True)
+  return chosen
 
 
 def _evaluated(
@@ -317,11 +344,15 @@ def _report(
   opened = {name: value for name, value in chosen.items() if value is not None}
   if opened:
     cells = [['run', 'chosen on validation']]
-    cells += [[name, f'{value:g}'] for name, value in opened.items()]
-    found.append(('Learning rates, and alpha of interpolation.', cells))
+    cells += [[name, _text(value)] for name, value in opened.items()]
+    title = 'Learning rates, alpha of interpolation, settings of kNN-LM.'
+    found.append((title, cells))
   result = {
     'points': [dataclasses.asdict(point) for point in points],
-    'chosen': opened,
+    'chosen': {
+      name: value.to_json() if isinstance(value, knn_choice.Chosen) else value
+      for name, value in opened.items()
+    },
     'config': config.to_dict(),
     'versions': summary.versions(),
     'git_revision': summary.git_revision(),
@@ -342,3 +373,7 @@ def _report(
   for title, cells in found:
     print(f'\n{title}\n\n{tables.render_text(cells)}')
   print(f'Written to {os.path.join(workdir, "compare.{json,md}")} and figures')
+
+
+def _text(value: float | knn_choice.Chosen) -> str:
+  return value.text if isinstance(value, knn_choice.Chosen) else f'{value:g}'

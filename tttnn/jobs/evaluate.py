@@ -25,6 +25,7 @@ from tttnn.corpus import choice
 from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import jsonl
 from tttnn.jobs import knn
+from tttnn.jobs import knn_choice
 from tttnn.jobs import neighbors
 from tttnn.jobs import rows as rows_lib
 from tttnn.jobs import trial
@@ -57,9 +58,12 @@ def run(config, workdir: str) -> None:
   if config.dry_run:
     _dry_run(config, at, distributed.part(documents))
     return
-  alpha = None
+  alpha, chosen, given = None, None, config
   if config.method == 'interpolation':
     alpha = _alpha(config, workdir, at)
+  if config.method in knn.METHODS and knn_choice.is_open(config):
+    chosen = _chosen(config, workdir)
+    config = chosen.settled(config)
   results = _evaluated(config, workdir, 'results', at, documents, alpha)
   if not distributed.is_main():
     return
@@ -67,7 +71,9 @@ def run(config, workdir: str) -> None:
   if config.method == 'interpolation' and alpha is None:
     rows = _at_best_of_each_task(rows)
     results.replace(rows)
-  summary.write(config, workdir, rows)
+  more = {'knn_chosen': chosen.to_json()} if chosen else {}
+  more_tables = chosen.tables() if chosen else []
+  summary.write(given, workdir, rows, more=more, more_tables=more_tables)
 
 
 def identity(config) -> dict:
@@ -149,6 +155,23 @@ def _alpha(config, workdir: str, at: set[int]) -> float | None:
   alpha = interpolation.best([results.rows[d.doc_id] for d in documents])
   print(f'evaluate: alpha is {alpha:g}, the best on {config.eval.validation}')
   return alpha
+
+
+def _chosen(config, workdir: str) -> knn_choice.Chosen:
+  """Settings of kNN-LM; leaves in files what each gives on validation."""
+  if not config.eval.validation:
+    raise ValueError(
+      'knn.lambdas, .temperatures and .ks need eval.validation, documents on '
+      'which one is chosen; or give none of them'
+    )
+  validation = config.copy_and_resolve_references()
+  validation.eval.documents = config.eval.validation
+  documents = documents_lib.read(config.eval.validation)
+  directory = os.path.join(config.knn.cache or workdir, 'validation')
+  chosen = knn_choice.choose(validation, documents, directory)
+  chosen.write(workdir)
+  print(f'evaluate: {chosen.text}: the best on {config.eval.validation}')
+  return chosen
 
 
 def _at_best_of_each_task(rows: Sequence[dict]) -> list[dict]:

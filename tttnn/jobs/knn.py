@@ -38,6 +38,9 @@ from tttnn.methods import retomaton
 from tttnn.scoring import rolling
 
 METHODS = ('knn_lm', 'retomaton')
+# Keys of the section `knn` that no row depends on: where things are, and what
+# was to choose from.
+_NOT_OF_ROWS = ('store', 'cache', 'lambdas', 'temperatures', 'ks', 'bins')
 _BATCH = 32  # Documents that RetoMaton takes through the automaton at once.
 _SAMPLE = 1 << 17  # Keys that centroids of states are found with.
 
@@ -53,8 +56,13 @@ def identity(config) -> dict:
     f'{name}.{key}': value
     for name in names
     for key, value in config[name].items()
-    if key not in ('store', 'cache')
+    if key not in _NOT_OF_ROWS
   }
+  # Where one is empty, the other counts.
+  if not chosen['knn.lambda_by_distance']:
+    del chosen['knn.lambda_by_distance']
+  else:
+    del chosen['knn.lambda']
   path = store_path(config)
   if not path:
     raise ValueError(
@@ -160,7 +168,8 @@ def scorer(
       read = prefetch.prefetch(map(reader, cases), 2)
       if walk is None:
         for one in read:
-          yield _row_of_found(config, one, *_find(config, store, neighbors, one))
+          found = _find(config, store, neighbors, one)
+          yield _row_of_found(config, one, *found)
         return
       for batch in prefetch.batches(read, _BATCH):
         for found in _of_the_automaton(config, store, neighbors, walk, batch):
@@ -174,10 +183,12 @@ def looked_up(
   config,
   model: language_model.LanguageModel,
   documents: Sequence[documents_lib.Document],
+  reader: Reader | None = None,
 ) -> Iterator[tuple[Read, knn_tuning.Cache, float]]:
   """(what was read, what a search found, its seconds) of each document.
 
-  Those that `knn.cache` has come first, and cost neither model nor search.
+  Those that `knn.cache` has come first, and cost neither model nor search. A
+  `reader` may be one that has compiled before.
 
   Raises:
     ValueError: as `rows`.
@@ -192,7 +203,7 @@ def looked_up(
       missing.append(case)
   if not missing:
     return
-  with _searching(config, model) as (store, reader, neighbors):
+  with _searching(config, model, reader) as (store, reader, neighbors):
     for one in prefetch.prefetch(map(reader, missing), 2):
       found, searching = _find(config, store, neighbors, one)
       cache.add(one.case, found)
@@ -235,7 +246,8 @@ def _row_of_found(
   config, one: Read, found: knn_tuning.Cache, searching: float
 ) -> dict:
   log_p_T = log_probability(found, knn_lm.Settings.create(config.knn))
-  return _row(config, one, log_p_T, {}, searching)
+  nearest_T = knn_tuning.nearest(found.distances_Txk, found.values_Txk)
+  return _row(config, one, log_p_T, nearest_T, {}, searching)
 
 
 def _case(config, model: language_model.LanguageModel, document):
@@ -286,10 +298,7 @@ def _of_the_automaton(
   walk: retomaton.Walk,
   batch: Sequence[Read],
 ):
-  """(read, log p_kNN [T], what the row says more, seconds of searching).
-
-  All documents of a batch token by token.
-  """
+  """The arguments of `_row`, all documents of a batch token by token."""
   settings = knn_lm.Settings.create(config.knn)
   lengths_B = np.zeros(_BATCH, int)
   lengths_B[: len(batch)] = [len(one.case.tokens) for one in batch]
@@ -300,6 +309,7 @@ def _of_the_automaton(
     tokens_BxT[row, : lengths_B[row]] = one.case.tokens
     keys_BxTxD[row, : lengths_B[row]] = one.keys_TxD
   log_p_BxT = np.full((_BATCH, most), np.nan)
+  nearest_BxT = np.full((_BATCH, most), np.inf)
   begin = time.monotonic()
   walk.reset(np.ones(_BATCH, bool))
   for t in range(most):
@@ -307,9 +317,12 @@ def _of_the_automaton(
     need_B = walk.ask(active_B)
     answer = neighbors(keys_BxTxD[need_B, t]) if need_B.any() else (None, None)
     distances_BxM, ids_BxM = walk.candidates(keys_BxTxD[:, t], *answer)
+    distances_RxM = distances_BxM[active_B]
+    values_RxM = store.tokens.values(ids_BxM[active_B])
+    nearest_BxT[active_B, t] = knn_tuning.nearest(distances_RxM, values_RxM)
     log_p_BxT[active_B, t] = knn_lm.log_probability(
-      distances_BxM[active_B],
-      store.tokens.values(ids_BxM[active_B]),
+      distances_RxM,
+      values_RxM,
       tokens_BxT[active_B, t],
       metric=store.manifest.metric,
       temperature=settings.temperature,
@@ -318,7 +331,8 @@ def _of_the_automaton(
   searching = (time.monotonic() - begin) / len(batch)
   for row, one in enumerate(batch):
     more = {'searches': int(walk.searches_B[row])}
-    yield one, log_p_BxT[row, : lengths_B[row]], more, searching
+    tokens = row, slice(0, lengths_B[row])
+    yield one, log_p_BxT[tokens], nearest_BxT[tokens], more, searching
 
 
 def _walk(config, store: store_lib.Store, neighbors: knn_search.Neighbors):
@@ -372,12 +386,20 @@ def automaton(
 
 
 def _row(
-  config, one: Read, log_p_knn_T: np.ndarray, more: dict, searching: float
+  config,
+  one: Read,
+  log_p_knn_T: np.ndarray,
+  nearest_T: np.ndarray,
+  more: dict,
+  searching: float,
 ) -> dict:
+  """`nearest_T`: distances of nearest neighbours; `more`: of the row."""
   begin = time.monotonic()
-  mixed_T = knn_lm.interpolate(
-    one.log_p_lm_T, log_p_knn_T, config.knn['lambda']
-  )
+  lambda_ = config.knn['lambda']
+  if config.knn.lambda_by_distance:
+    bins = knn_tuning.Bins.parse(config.knn.lambda_by_distance)
+    lambda_ = bins.lambda_of(nearest_T)
+  mixed_T = knn_lm.interpolate(one.log_p_lm_T, log_p_knn_T, lambda_)
   scores = [math.fsum(one.log_p_lm_T), math.fsum(mixed_T)]
   mixed = one.seconds + time.monotonic() - begin
   known = rows_lib.about(config, one.case)

@@ -36,7 +36,7 @@ class Cache:
     if os.path.isfile(self._directory):
       raise ValueError(f'knn.cache={self._directory!r} is not a directory')
     os.makedirs(self._directory, exist_ok=True)
-    known, path = depends_on(config, about), self._path('about.json')
+    known, path = _depends_on(config, about), self._path('about.json')
     if os.path.exists(path):
       with open(path, encoding='utf-8') as file:
         differ = settings.difference(json.load(file), known)
@@ -84,12 +84,16 @@ def _name(doc_id: str | int) -> str:
   return hashlib.sha256(repr(doc_id).encode()).hexdigest()[:32] + '.npz'
 
 
-def depends_on(config, about: dict) -> dict:
-  """What the content of a cache depends on, but for how many neighbours.
+def digest(config, about: dict) -> str:
+  """A name for a cache that serves nothing else; `about` as of `Cache`."""
+  known = _depends_on(config, about) | {'knn.neighbors': config.knn.neighbors}
+  text = json.dumps(known, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-  `about` is what the rows of the run depend on.
-  """
-  free = ['knn.lambda', 'knn.temperature']
+
+def _depends_on(config, about: dict) -> dict:
+  """What the content of a cache depends on, but for how many neighbours."""
+  free = ['knn.lambda', 'knn.lambda_by_distance', 'knn.temperature']
   # Fewer of those whose order is that of distances are the nearest of them.
   # By exact distances they would be others than the index finds.
   if config.knn.distances != 'exact':

@@ -7,8 +7,11 @@ or can you? When and how to rely on retrieval in the kNN-LM", Findings of EMNLP
 2022, arXiv 2210.15859).
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import math
+from typing import Any
 from typing import Self
 
 import numpy as np
@@ -17,6 +20,72 @@ from tttnn import files
 from tttnn.methods import knn_lm
 
 _ROWS = 1 << 14  # Tokens whose log-likelihoods are there at once.
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+  """What is tried, each with each; ascending, none twice.
+
+  Attributes:
+    lambdas: from 0 to 1.
+    temperatures: above 0.
+    ks: 1 or more.
+
+  Raises:
+    ValueError: for none of one of them, or what `knn_lm.Settings` refuses.
+  """
+
+  lambdas: tuple[float, ...]
+  temperatures: tuple[float, ...]
+  ks: tuple[int, ...]
+
+  def __post_init__(self):
+    _check(self.lambdas, self.temperatures, self.ks)
+    for field in dataclasses.fields(self):
+      values = getattr(self, field.name)
+      if not values:
+        raise ValueError(f'there are no {field.name} to choose from')
+      object.__setattr__(self, field.name, tuple(sorted(set(values))))
+
+  @classmethod
+  def create(cls, section: Mapping[str, Any]) -> Self:
+    """From the section `knn` of the config; '' is the one value that it has.
+
+    Raises:
+      ValueError: likewise, and for what is no list of numbers.
+    """
+    return cls(
+      _numbers(section, 'lambdas', float) or (section['lambda'],),
+      _numbers(section, 'temperatures', float) or (section['temperature'],),
+      _numbers(section, 'ks', int) or (section['neighbors'],),
+    )
+
+  def best(self, log_likelihood_LxtxK: np.ndarray) -> knn_lm.Settings:
+    """The settings with the largest log-likelihood, as `sweep` gives them.
+
+    Of equal ones the smallest lambda, then temperature, then k. NaN counts as
+    minus infinity.
+    """
+    filled = np.nan_to_num(
+      log_likelihood_LxtxK, nan=-np.inf, posinf=np.inf, neginf=-np.inf
+    )
+    lambda_, temperature, k = np.unravel_index(filled.argmax(), filled.shape)
+    return knn_lm.Settings(
+      neighbors=self.ks[k],
+      lambda_=self.lambdas[lambda_],
+      temperature=self.temperatures[temperature],
+    )
+
+
+def _numbers(section: Mapping[str, Any], key: str, kind: type) -> tuple:
+  """Those of a comma-separated text."""
+  parts = [part for part in section[key].split(',') if part.strip()]
+  try:
+    return tuple(map(kind, parts))
+  except ValueError as e:
+    raise ValueError(
+      f'knn.{key}={section[key]!r} is no list of numbers: {e}'
+    ) from e
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,6 +153,22 @@ class Cache:
         raise ValueError(f'{path} holds {list(held)}: {e}') from e
 
 
+def join(parts: Sequence[Cache]) -> Cache:
+  """The documents of one or more, in their order, all without weights."""
+  offsets = [np.zeros(1, int)]
+  for part in parts:
+    offsets.append(part.offsets[1:] + offsets[-1][-1])
+  names = ('ids_Txk', 'distances_Txk', 'values_Txk', 'log_p_lm_T', 'targets_T')
+  return Cache(
+    metric=parts[0].metric,
+    offsets=np.concatenate(offsets),
+    **{
+      name: np.concatenate([getattr(part, name) for part in parts])
+      for name in names
+    },
+  )
+
+
 def sweep(
   cache: Cache,
   lambdas: Sequence[float],
@@ -98,13 +183,7 @@ def sweep(
     ValueError: for settings that `knn_lm.Settings` refuses, and as
       `knn_lm.log_probabilities`.
   """
-  for values, name in (
-    (lambdas, 'lambda_'),
-    (temperatures, 'temperature'),
-    (ks, 'neighbors'),
-  ):
-    for value in values:
-      knn_lm.Settings(**{name: value})
+  _check(lambdas, temperatures, ks)
   lambdas_L = np.asarray(lambdas, np.float64)[:, None]
   total = np.zeros((len(lambdas), len(temperatures), len(ks)))
   for begin in range(0, len(cache.targets_T), _ROWS):
@@ -130,6 +209,25 @@ def sweep(
   return total
 
 
+def _check(lambdas, temperatures, ks) -> None:
+  for values, name in (
+    (lambdas, 'lambda_'),
+    (temperatures, 'temperature'),
+    (ks, 'neighbors'),
+  ):
+    for value in values:
+      knn_lm.Settings(**{name: value})
+
+
+def nearest(distances_TxM: np.ndarray, values_TxM: np.ndarray) -> np.ndarray:
+  """Distance of each token's nearest neighbour, [T]; inf: it has none.
+
+  Arguments as of `knn_lm.log_probability`.
+  """
+  there_TxM = np.where(values_TxM >= 0, distances_TxM, np.inf)
+  return there_TxM.min(axis=1, initial=np.inf)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bins:
   """lambda by the distance of the nearest neighbour.
@@ -146,6 +244,34 @@ class Bins:
     """lambda of tokens, [T]; 0 without a neighbour, whose distance is inf."""
     bins_T = np.searchsorted(self.edges, nearest_T, side='right')
     return np.where(np.isfinite(nearest_T), self.lambdas[bins_T], 0.0)
+
+  @property
+  def text(self) -> str:
+    """For `parse`, which gives the same to the last bit."""
+    begins = [-math.inf, *map(float, self.edges)]
+    pairs = zip(begins, map(float, self.lambdas), strict=True)
+    return ','.join(f'{begin!r}:{lambda_!r}' for begin, lambda_ in pairs)
+
+  @classmethod
+  def parse(cls, text: str) -> Self:
+    """From '-inf:0.4,1.5:0.2': where each bin begins, and its lambda.
+
+    Raises:
+      ValueError: for a text that is none, bins that do not ascend from -inf, or
+        a lambda that is not from 0 to 1.
+    """
+    try:
+      pairs = [tuple(map(float, part.split(':'))) for part in text.split(',')]
+      begins, lambdas = map(np.array, zip(*pairs, strict=True))
+    except ValueError as e:
+      raise ValueError(
+        f"{text!r} is not distances and lambdas as '-inf:0.4,1.5:0.2': {e}"
+      ) from e
+    if begins[0] != -math.inf or not (begins[1:] > begins[:-1]).all():
+      raise ValueError(f'the distances of {text!r} do not ascend from -inf')
+    for lambda_ in lambdas.tolist():
+      knn_lm.Settings(lambda_=lambda_)
+    return cls(begins[1:], lambdas)
 
 
 def fit_bins(

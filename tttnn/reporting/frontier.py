@@ -242,11 +242,15 @@ def title(found: Sequence[Point], weights: Weights | None = None) -> str:
     '(paired bootstrap over documents).',
     'Seconds are means a document.',
   ]
-  others = sorted({p.label for p in found if p.unit != 'neighbours'})
-  if others:
-    said.append(f'N counts neighbours; passes for {", ".join(others)}.')
-  else:
-    said.append('N counts neighbours.')
+  others = {}
+  for point in found:
+    if point.unit != 'neighbours':
+      others.setdefault(point.unit, set()).add(point.label)
+  counted = ', '.join(
+    f'{unit} for {", ".join(sorted(labels))}'
+    for unit, labels in sorted(others.items(), reverse=True)
+  )
+  said.append(f'N counts neighbours{"; " if counted else ""}{counted}.')
   if any(point.reached < point.documents for point in found):
     few = max(point.documents - point.reached for point in found)
     said.append(

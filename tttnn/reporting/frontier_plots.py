@@ -72,7 +72,7 @@ def over_seconds(found: Sequence[frontier.Point]) -> figure.Figure:
   columns, height = _legend_shape(lines)
   fig = figure.Figure(figsize=(_WIDTH, 4.2 + height), layout='constrained')
   ax = fig.add_subplot()
-  for line, look in zip(lines.values(), _looks(), strict=False):
+  for line, look in zip(lines.values(), looks(), strict=False):
     _line(ax, [point.total_seconds for point in line], line, look)
   _base(ax, found)
   ax.set_xscale('log')
@@ -99,7 +99,7 @@ def over_counts(found: Sequence[frontier.Point]) -> figure.Figure:
   fig = figure.Figure(figsize=(_WIDTH, 3.4 + height), layout='constrained')
   ax = fig.add_subplot()
   shifts = np.linspace(-0.06, 0.06, len(lines))
-  for line, look, shift in zip(lines.values(), _looks(), shifts, strict=False):
+  for line, look, shift in zip(lines.values(), looks(), shifts, strict=False):
     line = [point for point in line if point.count]
     if line:
       _line(ax, [p.count * math.exp(shift) for p in line], line, look)
@@ -160,7 +160,7 @@ def seconds(found: Sequence[frontier.Point]) -> figure.Figure:
   return fig
 
 
-def _looks():
+def looks():
   """Colour, marker and dashes of one run after the other."""
   return zip(
     itertools.cycle(_COLORS),
@@ -297,7 +297,7 @@ def _write_counts(
       [(line[i].total_seconds, line[i].bits_per_byte) for i in _marked(line)]
     )
   ]
-  for line, (color, *_) in zip(lines.values(), _looks(), strict=False):
+  for line, (color, *_) in zip(lines.values(), looks(), strict=False):
     dark = 0.7 * np.array(colors.to_rgb(color))  # Small letters need contrast.
     for point in (line[place] for place in _marked(line)):
       for dx, dy, horizontal, vertical in _PLACES:

@@ -18,7 +18,12 @@ _COLUMNS = 8  # Neighbour counts that a table has room for.
 
 def count_unit(method: str) -> str:
   """What the neighbour counts of a method's results really count."""
-  return 'passes' if method == 'dynamic_eval' else 'neighbours'
+  units = {
+    'dynamic_eval': 'passes',
+    'knn_lm': 'entries',
+    'retomaton': 'entries',
+  }
+  return units.get(method, 'neighbours')
 
 
 def markdown(table: metrics.Table, unit: str = 'neighbours') -> str:
