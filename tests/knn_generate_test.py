@@ -218,6 +218,7 @@ def test_a_dry_run_tells_what_texts_cost(prompts, capsys):
   [
     ({'store__path': ''}, 'method=knn_lm needs knn.store or store.path'),
     ({'knn__drop_self': True}, 'still to be written is in no store'),
+    ({'knn__lambdas': '0.1,0.2'}, "lambdas='0.1,0.2' goes with job=evaluate"),
     ({'knn__neighbors': 10**6}, 'asks for 1000000 entries'),
     ({'knn__temperature': 0.0}, 'knn.temperature=0.0'),
     ({'generate__max_tokens': 60}, 'than the 4 .*=60 .* of 64'),

@@ -17,7 +17,6 @@ from tttnn.jobs import knn_search
 from tttnn.jobs import neighbors as neighbors_lib
 from tttnn.methods import generate
 from tttnn.methods import knn_decode
-from tttnn.methods import knn_lm
 from tttnn.methods import retomaton
 
 
@@ -45,7 +44,7 @@ def hook(
   with retrieve.searcher(store, **how) as searcher:
     searcher.check(fingerprint, dim, store.manifest.keys)
     neighbors = knn_search.Neighbors(config, store, searcher)
-    settings = knn_lm.Settings.create(config.knn)
+    settings = knn_search.one_setting(config)
     how = neighbors, store.tokens.values, settings
     metric = store.manifest.metric
     if config.method == 'knn_lm':

@@ -21,6 +21,22 @@ from tttnn.methods import retomaton
 DISTANCES = ('refine', 'exact', 'index')
 
 
+def one_setting(config) -> knn_lm.Settings:
+  """Those of a job that chooses nothing and has one lambda for all.
+
+  Raises:
+    ValueError: if the config has several.
+  """
+  for key in ('lambdas', 'temperatures', 'ks', 'lambda_by_distance'):
+    if config.knn[key]:
+      raise ValueError(
+        f'knn.{key}={config.knn[key]!r} goes with job=evaluate and compare: '
+        f'job={config.job} takes one lambda, temperature and number of '
+        'neighbors'
+      )
+  return knn_lm.Settings.create(config.knn)
+
+
 class Neighbors:
   """Entries of the store next to keys: (distances, ids) of k each."""
 

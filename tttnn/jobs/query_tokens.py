@@ -124,7 +124,7 @@ class _Finder:
     model: language_model.LanguageModel,
     searcher: retrieve.Searcher,
   ):
-    self._settings = knn_lm.Settings.create(config.knn)
+    self._settings = knn_search.one_setting(config)
     self._shown = config.retrieval.neighbors
     self._context = config.query.context
     self._store, self._tokenizer = store, model.tokenizer
