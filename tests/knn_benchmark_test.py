@@ -73,6 +73,13 @@ def queries(world):
   return np.concatenate([reader(case).keys_TxD for case in cases])
 
 
+@pytest.fixture(scope='module')
+def exact(world):
+  """What the benchmark's run has kept, searched for by nobody."""
+  model = language_model.load(world.config)
+  return world.exact(model, knn.Reader(model, 'ffn_input'))
+
+
 @pytest.mark.slow
 def test_store_and_documents_are_as_the_shape_says(world):
   store = world.store()
@@ -89,7 +96,7 @@ def test_store_and_documents_are_as_the_shape_says(world):
 
 
 @pytest.mark.slow
-def test_recall_is_that_of_brute_force(finished, world, queries):
+def test_recall_is_that_of_brute_force(finished, world, queries, exact):
   store = world.store()
   keys = store.gather(np.arange(store.manifest.rows)).astype(np.float64)
   squares = (
@@ -98,7 +105,6 @@ def test_recall_is_that_of_brute_force(finished, world, queries):
     - 2 * queries.astype(np.float64) @ keys.T
   )
   nearest = np.argsort(squares, axis=1, kind='stable')[:, :K]
-  exact = knn_tuning.Cache.load(world.cache_path)
   expected = np.sqrt(np.take_along_axis(squares, nearest, axis=1))
   np.testing.assert_allclose(exact.distances_Txk, expected, atol=1e-3)
   searches = read(finished)['parts']['speed']['searches']
@@ -143,9 +149,8 @@ def test_all_sides_are_timed_and_their_ratios_shown(finished):
 
 
 @pytest.mark.slow
-def test_perplexities_are_those_of_the_rest_of_the_documents(finished, world):
+def test_perplexities_are_those_of_the_rest_of_the_documents(finished, exact):
   found = read(finished)['parts']['retomaton']
-  exact = knn_tuning.Cache.load(world.cache_path)
   alone = mixed = 0.0
   tokens = 0
   for document in range(1, len(exact.offsets) - 1, 2):

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import contextlib
 import itertools
-import os
 import time
 
 import numpy as np
@@ -60,8 +59,7 @@ def measure(world: knn_world.World) -> dict:
       config = stack.enter_context(world.served(search))
       found = exact
       if search != knn_world.EXACT:
-        path = os.fspath(world.directory / 'found.npz')
-        found = knn_world.found(config, model, reader, documents, path)
+        found = knn_world.found(config, model, reader, documents)
       searches[search.name] = {
         'index': search.factory,
         'recall': recall_of(found, exact),

@@ -161,9 +161,9 @@ def found(
   model: language_model.LanguageModel,
   reader: knn.Reader,
   documents: Sequence[documents_lib.Document],
-  path: str,
+  path: str = '',
 ) -> knn_tuning.Cache:
-  """What a run of kNN-LM finds, which it keeps in the directory `path`."""
+  """What a run of kNN-LM finds; `path`: the `knn.cache` that keeps it."""
   config = config.copy_and_resolve_references()
   config.knn.cache = path
   parts = {
