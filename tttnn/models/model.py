@@ -199,11 +199,18 @@ class Model:
     targets_BxT: jax.Array,
     kind: str,
     mask_BxT: jax.Array | None = None,
+    positions_BxK: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """(`log_likelihood` [B, T], `keys` [B, T, D]) in one pass."""
-    hidden_BxTxD, keys_BxTxD = self._hidden_and_keys(
-      params, tokens_BxT, kind, mask_BxT
-    )
+    """(`log_likelihood` [B, T], `keys` [B, T, D]) in one pass.
+
+    With `positions_BxK` of these alone, whose targets are then [B, K], like
+    what is returned.
+    """
+    both = self._hidden_and_keys(params, tokens_BxT, kind, mask_BxT)
+    if positions_BxK is not None:
+      index_BxKx1 = positions_BxK[..., None]
+      both = (jnp.take_along_axis(x, index_BxKx1, axis=1) for x in both)
+    hidden_BxTxD, keys_BxTxD = both
     return self._score(params, hidden_BxTxD, targets_BxT), keys_BxTxD
 
   def next_logits_and_keys(
