@@ -22,6 +22,7 @@ from tttnn.datastore import embed
 from tttnn.datastore import keys as keys_lib
 from tttnn.datastore import retrieve
 from tttnn.datastore import store as store_lib
+from tttnn.datastore import text_source
 from tttnn.scoring import rolling
 
 MODELS, KINDS = model_keys_test.MODELS, model_keys_test.KINDS
@@ -73,9 +74,12 @@ def test_a_tokenizer_of_more_ids_is_refused():
     )
 
 
-def build_store(directory, paths, keys, **kwargs):
+def build_store(directory, paths, keys, window=0, stride=0, **kwargs):
   chosen = {'dtype': 'float16', 'block': 100, 'threads': 1} | kwargs
-  return build_tokens.build(directory, paths, keys, **build_test.split(chosen))
+  chosen = build_test.split(chosen)
+  on_error = chosen['options'].on_error
+  source = text_source.Texts(keys, on_error, window=window, stride=stride)
+  return build_tokens.build(directory, paths, source, keys, **chosen)
 
 
 @pytest.mark.parametrize('architecture', MODELS)

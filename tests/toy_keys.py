@@ -6,6 +6,7 @@ import numpy as np
 
 from tests import build_test
 from tttnn.datastore import build_tokens
+from tttnn.datastore import text_source
 
 
 class Toy:
@@ -47,6 +48,11 @@ def key(inputs):
 
 def run(directory, paths, model=None, **kwargs):
   arguments = {'dtype': 'float16', 'block': 6, 'threads': 1} | kwargs
-  return build_tokens.build(
-    directory, paths, model or Toy(), **build_test.split(arguments)
-  )
+  cut = {
+    name: arguments.pop(name)
+    for name in ('window', 'stride')
+    if name in arguments
+  }
+  model, arguments = model or Toy(), build_test.split(arguments)
+  source = text_source.Texts(model, arguments['options'].on_error, **cut)
+  return build_tokens.build(directory, paths, source, model, **arguments)

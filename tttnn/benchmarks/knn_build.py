@@ -22,6 +22,7 @@ from tttnn.datastore import build as build_lib
 from tttnn.datastore import build_tokens
 from tttnn.datastore import keys as keys_lib
 from tttnn.datastore import store as store_lib
+from tttnn.datastore import text_source
 from tttnn.jobs import knn
 from tttnn.scoring import rolling
 
@@ -137,6 +138,7 @@ def _build(
   store = build_tokens.build(
     world.directory / 'part',
     [path],
+    text_source.Texts(keys, 'error'),
     keys,
     options=build_lib.Options(dtype=build_tokens.DTYPE, block=1 << 15),
     progress=progress,

@@ -77,9 +77,17 @@ class Part:
 
 
 def request(
-  store_dir, corpus_paths, dim, fingerprint, options, imported: bool
+  store_dir,
+  corpus_paths,
+  dim,
+  fingerprint,
+  options,
+  imported: bool,
+  stamp: Callable[[str], seekable.Stamp] = seekable.stamp,
 ) -> dict[str, Any]:
   """The arguments that decide a store's bytes, under the manifest's names.
+
+  `stamp` is of a corpus file.
 
   Raises:
     ValueError: as of `build.build`.
@@ -98,8 +106,8 @@ def request(
     # The file may be a link, whose own name is what the user knows.
     parent, name = os.path.split(os.path.abspath(path))
     path = os.path.join(os.path.realpath(parent), name)
-    stamp = dataclasses.asdict(seekable.stamp(path))
-    shards.append({'path': os.path.relpath(path, directory)} | stamp)
+    fields = {'path': os.path.relpath(path, directory)}
+    shards.append(fields | dataclasses.asdict(stamp(path)))
   return {
     'version': store_lib.VERSION,
     'embedder': fingerprint,

@@ -1,12 +1,13 @@
 """Builds a store of tokens: values and sequences, then keys, then an index.
 
 As `build`, resumable at any point with the same bytes at the end. A block is a
-number of entries, wherever texts begin and end: the windows of a text that it
-cuts through are computed for both blocks, as far as each needs them, so that a
-block depends on nothing but its number.
+number of entries, wherever texts begin and end: what the model reads of a text
+that it cuts through is computed for both blocks, as far as each needs it, so
+that a block depends on nothing but its number.
 """
 
 import collections
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -22,7 +23,6 @@ import numpy as np
 
 from tttnn import files
 from tttnn import prefetch
-from tttnn.corpus import jsonl
 from tttnn.corpus import seekable
 from tttnn.datastore import begun
 from tttnn.datastore import build as build_lib
@@ -31,39 +31,76 @@ from tttnn.datastore import shards as shards_lib
 from tttnn.datastore import store as store_lib
 from tttnn.datastore import tokens as tokens_lib
 from tttnn.datastore import vectors as vectors_lib
-from tttnn.scoring import rolling
 
-_TEXTS = 256  # Tokenized at once.
+_TEXTS = 256  # Written at once.
 DTYPE = 'float16'
 
 
+class Piece(Protocol):
+  """What is read at once for some tokens of a text.
+
+  Attributes:
+    places: where in the row of its keys those of the tokens are.
+  """
+
+  @property
+  def places(self) -> slice: ...
+
+
 class Model(Protocol):
-  """What makes keys: `keys.Keys`, whose attributes and methods these are."""
+  """What makes keys: `keys.Keys`, or `pair_keys.PairKeys`."""
 
   kind: str
   dim: int
-  context: int
-  start: int
   computed: str
-
-  def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
 
   def fingerprint(self) -> str: ...
 
   def blocks(
-    self, blocks: Iterable[Sequence[rolling.Window]], rows: int
+    self, blocks: Iterable[Iterable[Piece]], rows: int
   ) -> Iterable[np.ndarray]: ...
+
+
+class Source(Protocol):
+  """What the tokens are of: `text_source.Texts` or `pair_source.Outputs`.
+
+  A file of it is a shard. Errors are of what it holds, by file and line.
+
+  Attributes:
+    about: what the manifest says of it.
+  """
+
+  about: dict[str, Any]
+
+  def stamp(self, path: str) -> seekable.Stamp:
+    """What a file is recognised by."""
+
+  def check(self, path: str, expected: seekable.Stamp) -> None:
+    """Raises `ValueError` unless the file has this stamp."""
+
+  def texts(self, path: str) -> Iterator[Sequence[int]]:
+    """The tokens of each text of a file, in order."""
+
+  def malformed(self, path: str, numbers: Collection[int]) -> int:
+    """How many of some texts, which have no tokens, are malformed lines."""
+
+  def pieces(
+    self, path: str, number: int, tokens: Sequence[int], begin: int, end: int
+  ) -> Iterable[Piece]:
+    """What the model reads for tokens begin..end - 1 of a text."""
+
+  def name(self, path: str, number: int) -> str:
+    """Of a text, for errors."""
 
 
 def build(
   store_dir: str | os.PathLike,
-  corpus_paths: Sequence[str],
+  paths: Sequence[str],
+  source: Source,
   model: Model,
   *,
   options: build_lib.Options,
   rows: int = 0,
-  window: int = 0,
-  stride: int = 0,
   part: begun.Part | None = None,
   filler: index_files.Filler = index_files.ON_HOST,
   progress: build_lib.Progress = lambda done, total: None,
@@ -72,14 +109,12 @@ def build(
 
   Args:
     store_dir: made if missing.
-    corpus_paths: of any format of `formats`, in id order.
+    paths: files of the source, in id order.
+    source: of the texts.
     model: makes the keys.
     options: what is made; `dtype` must be 'float16', a `block` is of entries,
       `cache` is not used.
-    rows: as of `keys.Keys.blocks`.
-    window: tokens of the windows that a text is read in; 0: the model's
-      context.
-    stride: between these, see `rolling.windows`; 0: they do not overlap.
+    rows: as of the model's `blocks`.
     part: a whole shard, to be made alone.
     filler: trains and fills an index.
     progress: called with the tokens that have keys and all of them, which are
@@ -89,28 +124,31 @@ def build(
     As `build.build`.
 
   Raises:
-    ValueError: as `build.build`, for windows that the model does not allow, and
-      for a key that float16 cannot hold, by file, line and token.
+    ValueError: as `build.build`, and for a key that float16 cannot hold, by
+      file, line and token.
   """
-  jsonl.check_on_error(options.on_error)
   if options.dtype != DTYPE or options.metric == 'cosine':
     raise ValueError(
       f'keys are {DTYPE} and as the model gives them, not {options.dtype} or '
       f'under the metric {options.metric}'
     )
-  rolling.check(window or model.context, stride, model.context, 'store')
   request = begun.request(
-    store_dir, corpus_paths, model.dim, model.fingerprint(), options, False
+    store_dir,
+    paths,
+    model.dim,
+    model.fingerprint(),
+    options,
+    False,
+    source.stamp,
   )
   request |= {
     'kind': tokens_lib.KIND,
     'keys': model.kind,
     'computed': model.computed,
+    **source.about,
   }
-  cut = {'window': window, 'stride': stride}
-  request |= {name: value for name, value in cut.items() if value}
   directory = pathlib.Path(os.path.realpath(store_dir))
-  work = _Work(directory, request, model, options, rows, progress)
+  work = _Work(directory, request, source, model, options, rows, progress)
   return build_lib.complete(directory, request, options, work, part, filler)
 
 
@@ -151,25 +189,22 @@ class _Block:
     begin = self.number * vectors.block
     return range(begin, min(begin + vectors.block, vectors.rows))
 
-  def windows(
-    self, size: int, stride: int, start: int
-  ) -> Iterator[rolling.Window]:
-    """Those whose targets are its entries, one after another."""
+  def pieces(self, source: Source) -> Iterator[Piece]:
+    """Those whose tokens are its entries, one after another."""
     entries, rows = self.shard.entries, self.rows
-    first, last = entries.line(np.array([rows.start, rows.stop - 1]))
+    first, last = entries.line(np.array([rows.start, rows.stop - 1])).tolist()
     borders = entries.sequences[first : last + 2].tolist()
-    for begin, end in itertools.pairwise(borders):
+    for number, (begin, end) in enumerate(itertools.pairwise(borders), first):
       if begin < end:
-        yield from rolling.windows(
+        yield from source.pieces(
+          self.shard.path,
+          number,
           entries.values[begin:end],
-          size,
-          start,
           max(rows.start - begin, 0),
           min(rows.stop, end) - begin,
-          stride=stride,
         )
 
-  def write(self, keys_NxD: np.ndarray) -> None:
+  def write(self, keys_NxD: np.ndarray, source: Source) -> None:
     rows, vectors = self.rows, self.shard.vectors
     expected = (len(rows), vectors.dim)
     if keys_NxD.shape != expected or keys_NxD.dtype != DTYPE:
@@ -182,7 +217,7 @@ class _Block:
       entries, entry = self.shard.entries, rows.start + int(wrong[0])
       line = int(entries.line(entry))
       raise ValueError(
-        f'{self.shard.path}:{line + 1}: the key of token '
+        f'{source.name(self.shard.path, line)}: the key of token '
         f'{entry - entries.sequences[line]} is not finite, or holds 65504 or '
         f'more, where {DTYPE} ends'
       )
@@ -196,6 +231,7 @@ class _Work:
 
   directory: pathlib.Path
   request: dict[str, Any]
+  source: Source
   model: Model
   options: build_lib.Options
   rows: int
@@ -213,7 +249,7 @@ class _Work:
           **fields,
           text='',
           rows=len(shard.entries),
-          malformed=_malformed(shard.path, empty, self.options.on_error),
+          malformed=self.source.malformed(shard.path, empty.tolist()),
           left_out=(),
           sequences=shard.entries.lines,
         )
@@ -246,13 +282,10 @@ class _Work:
     """Makes what is not there of some shards, in order."""
     sizes = [self.request['shards'][number]['bytes'] for number in numbers]
     entries = []  # Of each shard, as far as they are tokenized.
-    # Blocks whose windows the model has read, which it may do ahead.
+    # Blocks whose pieces the model has read, which it may do ahead.
     read = collections.deque()
 
-    size = self.request.get('window', self.model.context)
-    stride = self.request.get('stride', 0)
-
-    def windows() -> Iterator[Iterator[rolling.Window]]:
+    def pieces() -> Iterator[Iterator[Piece]]:
       shards = (self._shard(number) for number in numbers)
       # One is tokenized while the one before is computed.
       for shard in prefetch.prefetch(shards, 1):
@@ -261,15 +294,15 @@ class _Work:
         for block in _blocks(shard, before):
           if not shard.vectors.chunk_path(block.number).exists():
             read.append(block)
-            yield block.windows(size, stride, self.model.start)
+            yield block.pieces(self.source)
 
     def total() -> int:
       known = sum(sizes[: len(entries)])
       return round(sum(entries) * sum(sizes) / max(1, known))
 
-    for keys_NxD in self.model.blocks(windows(), self.rows):
+    for keys_NxD in self.model.blocks(pieces(), self.rows):
       block = read.popleft()
-      block.write(keys_NxD)
+      block.write(keys_NxD, self.source)
       self.progress(block.done, max(total(), block.done))
     self.progress(total(), total())
 
@@ -286,8 +319,9 @@ class _Work:
     def write(file: BinaryIO) -> None:
       temporary = values.with_name(values.name + '.tmp')
       with open(temporary, 'wb') as out:
-        borders = self._tokenize(path, out)
-      seekable.check(path, seekable.Stamp(fields['bytes'], fields['digest']))
+        borders = _write_values(self.source.texts(path), out)
+      expected = seekable.Stamp(fields['bytes'], fields['digest'])
+      self.source.check(path, expected)
       os.replace(temporary, values)
       np.save(file, borders, allow_pickle=False)
 
@@ -298,21 +332,20 @@ class _Work:
     keys = vectors_lib.Vectors(vectors, len(entries), *shape)
     return _Shard(number, path, entries, keys)
 
-  def _tokenize(self, path: str, out: BinaryIO) -> np.ndarray:
-    """Writes the values of a corpus file; returns its sequences."""
-    _write_header(out, 0)
-    lengths = [0]
-    texts = _texts(path, self.options.on_error)
-    while batch := list(itertools.islice(texts, _TEXTS)):
-      encoded = self.model.encode(batch)
-      lengths += map(len, encoded)
-      out.write(np.fromiter(itertools.chain(*encoded), '<i4').tobytes())
-    borders = np.cumsum(lengths, dtype=np.int64)
-    out.seek(0)
-    _write_header(out, int(borders[-1]))
-    out.flush()
-    os.fsync(out.fileno())
-    return borders
+
+def _write_values(texts: Iterator[Sequence[int]], out: BinaryIO) -> np.ndarray:
+  """Writes the tokens of the texts of a file; returns its sequences."""
+  _write_header(out, 0)
+  lengths = [0]
+  while batch := list(itertools.islice(texts, _TEXTS)):
+    lengths += map(len, batch)
+    out.write(np.fromiter(itertools.chain(*batch), '<i4').tobytes())
+  borders = np.cumsum(lengths, dtype=np.int64)
+  out.seek(0)
+  _write_header(out, int(borders[-1]))
+  out.flush()
+  os.fsync(out.fileno())
+  return borders
 
 
 def _blocks(shard: _Shard, before: int) -> Iterator[_Block]:
@@ -329,32 +362,3 @@ def _write_header(out: BinaryIO, entries: int) -> None:
   """That of `np.save`, which leaves room for any number of them."""
   fields = {'descr': '<i4', 'fortran_order': False, 'shape': (entries,)}
   np.lib.format.write_array_header_1_0(out, fields)
-
-
-def _texts(path: str, on_error: str) -> Iterator[str]:
-  """The text of each line of a file; '' of one that is malformed."""
-  with open(path, 'rb') as file:
-    for row, line in enumerate(jsonl.lines(file)):
-      try:
-        yield jsonl.parse(line, path, row + 1)['text']
-      except jsonl.MalformedLine:
-        if on_error == 'error':
-          raise
-        yield ''
-
-
-def _malformed(path: str, rows: np.ndarray, on_error: str) -> int:
-  """How many of some lines, ascending, are malformed; errors as `_texts`."""
-  if not len(rows):
-    return 0
-  wanted, malformed = set(rows.tolist()), 0
-  with open(path, 'rb') as file:
-    for row, line in enumerate(jsonl.lines(file)):
-      if row in wanted:
-        try:
-          jsonl.parse(line, path, row + 1)
-        except jsonl.MalformedLine:
-          if on_error == 'error':
-            raise
-          malformed += 1
-  return malformed

@@ -4,6 +4,7 @@ The key of a token is a state of the model that has read what stands before it
 in its text, in windows in which it could be scored (`scoring.rolling`).
 """
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from tttnn import prefetch
 from tttnn import sharding
 from tttnn.corpus import buckets
 from tttnn.corpus import tokenizer as tokenizer_lib
+from tttnn.datastore import build_tokens
 from tttnn.datastore import embed
 from tttnn.models import model as model_lib
 from tttnn.scoring import rolling
@@ -83,10 +85,7 @@ class Keys:
     self._compiled = jax.jit(self._keys)
 
   def _keys(self, params, tokens_BxT: jax.Array) -> jax.Array:
-    keys_BxTxD = self.model.keys(params, tokens_BxT, self.kind)
-    # What float16 cannot hold, and NaN, is infinite, by which it is found.
-    fits = jnp.abs(keys_BxTxD) < LIMIT
-    return jnp.where(fits, keys_BxTxD, jnp.inf).astype(jnp.float16)
+    return stored(self.model.keys(params, tokens_BxT, self.kind))
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
     """The tokens of each text, without special ones."""
@@ -114,18 +113,11 @@ class Keys:
       float16 [targets, D] of each block; infinite where a component is not
       below LIMIT in size.
     """
-    elsewhere = jax.default_backend() != 'cpu'
-    rows = rows or max(1, _TOKENS[elsewhere] // self.context)
-    begun = None
-    for block in prefetch.prefetch(map(list, blocks), 1):
-      begun, before = self._dispatch(block, rows), begun
-      if before is not None:
-        yield _wait(*before)
-    if begun is not None:
-      yield _wait(*begun)
+    rows = rows or max(1, at_once() // self.context)
+    return in_turn(blocks, lambda block: self._dispatch(block, rows))
 
   def _dispatch(self, block: list[rolling.Window], rows: int):
-    """The block, and (which windows, their keys to come) of each batch.
+    """(which windows, their keys to come) of each batch.
 
     Longest first: what the last batch has rows too many are then short ones.
     """
@@ -140,7 +132,7 @@ class Keys:
       batch = [block[i] for i in chosen]
       begun.append((chosen, self._batch(batch, count, size)))
       begin += count
-    return block, begun
+    return begun
 
   def _batch(
     self, batch: list[rolling.Window], rows: int, size: int
@@ -162,16 +154,56 @@ class Keys:
     return keys_BxTxD
 
 
-def _wait(block: list[rolling.Window], begun) -> np.ndarray:
+def at_once() -> int:
+  """Tokens that suit a device of the backend."""
+  return _TOKENS[jax.default_backend() != 'cpu']
+
+
+def stored(keys: jax.Array) -> jax.Array:
+  """Keys as a store holds them, float16.
+
+  What that cannot hold, and NaN, is infinite, by which it is found.
+  """
+  fits = jnp.abs(keys) < LIMIT
+  return jnp.where(fits, keys, jnp.inf).astype(jnp.float16)
+
+
+def in_turn(
+  blocks: Iterable[Iterable[build_tokens.Piece]],
+  dispatch: Callable[
+    [list[build_tokens.Piece]], list[tuple[Sequence[int], jax.Array]]
+  ],
+) -> Iterator[np.ndarray]:
+  """The keys of blocks, each being read and dispatched before it is waited for.
+
+  Args:
+    blocks: read by another thread, two ahead of what is yielded.
+    dispatch: the pieces of a block -> (which of them, their keys to come
+      [B, T, D]) of each batch.
+
+  Yields:
+    float16 [targets, D] of each block, in the order of its pieces.
+  """
+  begun = None
+  for block in prefetch.prefetch(map(list, blocks), 1):
+    begun, before = (block, dispatch(block)), begun
+    if before is not None:
+      yield _wait(*before)
+  if begun is not None:
+    yield _wait(*begun)
+
+
+def _wait(block: list[build_tokens.Piece], begun) -> np.ndarray:
   """The keys of a block in order, when they are there."""
-  ends = np.cumsum([len(window.targets) for window in block])
+  places = [piece.places for piece in block]
+  ends = np.cumsum([place.stop - place.start for place in places])
   dim = begun[0][1].shape[-1]
   out = np.empty((ends[-1], dim), np.float16)
   for chosen, keys_BxTxD in begun:
     keys_BxTxD = np.asarray(keys_BxTxD)
     for i, keys_TxD in zip(chosen, keys_BxTxD, strict=False):
-      used, count = len(block[i].inputs), len(block[i].targets)
-      out[ends[i] - count : ends[i]] = keys_TxD[used - count : used]
+      begin = ends[i] - (places[i].stop - places[i].start)
+      out[begin : ends[i]] = keys_TxD[places[i]]
   return out
 
 

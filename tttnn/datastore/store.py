@@ -57,7 +57,7 @@ class Shard:
   Attributes:
     path: the file, relative to the store's directory.
     bytes: its size.
-    digest: of parts of it, see `seekable.Stamp`.
+    digest: of parts of it, see `seekable.Stamp`; of pairs, of their contents.
     text: its plain form, relative to the store's directory; '' = itself.
     rows: its lines; of tokens, its entries.
     malformed: how many lines hold no document; they are among `left_out`, or
@@ -114,6 +114,9 @@ class Manifest:
     window: of tokens, those of the windows that they were read in; 0: the
       model's context.
     stride: between these, see `scoring.rolling`; 0: they do not overlap.
+    pairs: of tokens, whether they are those of the outputs of pairs, which the
+      model predicted from the inputs too; a shard is a file of pairs, a
+      sequence the output of one.
   """
 
   version: int
@@ -131,6 +134,7 @@ class Manifest:
   computed: str = ''
   window: int = 0
   stride: int = 0
+  pairs: bool = False
 
   @property
   def rows(self) -> int:
@@ -155,7 +159,8 @@ class Manifest:
         del fields[name]
       for shard in fields['shards']:
         del shard['sequences']
-    for name in ('window', 'stride'):  # Which is not there where it is 0.
+    # Which are not there where they are as ever.
+    for name in ('window', 'stride', 'pairs'):
       if not fields[name]:
         del fields[name]
     return to_json(fields)

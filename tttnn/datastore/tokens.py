@@ -2,7 +2,8 @@
 
 An entry is one token of a text: its vector is the key, a state of the model
 that has read what comes before; its value is the token itself (Khandelwal et
-al. 2020, arXiv 1911.00172). A text is a sequence, one a line of the corpus.
+al. 2020, arXiv 1911.00172). A text is a sequence, one a line of the corpus; of
+pairs of texts it is the output, its end-of-text included.
 
     values/00.npy       int32 [entries], the tokens of all lines in a row
     sequences/00.npy    int64 [lines + 1], the first entry of each

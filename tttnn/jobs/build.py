@@ -1,7 +1,8 @@
 """Embeds and indexes a corpus: `store.path`, ready to serve; resumable.
 
 With build.shard, .begin or .end it embeds that part only. With store.key the
-store is of tokens: see `build_tokens`.
+store is of tokens: see `build_tokens`; with pairs.train too, of those of the
+pairs' outputs.
 """
 
 import dataclasses
@@ -38,9 +39,7 @@ def run(config, workdir: str) -> None:
       store of another model, or a self-check below store.min_recall.
   """
   path = config.store.path or os.path.join(workdir, 'store')
-  if not config.corpus.train:
-    raise ValueError('build needs corpus.train: JSONL paths or globs')
-  shards = jsonl.expand(config.corpus.train)
+  shards = _shards(config)
   options = config.build
   part = begun.Part(options.shard, options.begin, options.end)
   if part == begun.Part():
@@ -67,6 +66,18 @@ def run(config, workdir: str) -> None:
       f'build: {path}: {part} is embedded; when all parts are, build without '
       'build.shard, .begin and .end writes the index'
     )
+
+
+def _shards(config) -> list[str]:
+  """The files that the store is of."""
+  if config.store.key and config.pairs.train:
+    return jsonl.expand(config.pairs.train)
+  if not config.corpus.train:
+    raise ValueError(
+      'build needs corpus.train, JSONL paths or globs; or with store.key '
+      'pairs.train, files that job=tokenize made'
+    )
+  return jsonl.expand(config.corpus.train)
 
 
 def _documents(

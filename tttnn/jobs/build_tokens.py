@@ -1,5 +1,6 @@
 """The job `build` with store.key: a store of the tokens of a corpus."""
 
+from collections.abc import Sequence
 import dataclasses
 import math
 import time
@@ -7,11 +8,16 @@ import time
 import tqdm
 
 from tttnn import estimate
+from tttnn import pair_model
+from tttnn.corpus import pairs as pairs_lib
 from tttnn.corpus import sample
 from tttnn.datastore import build
 from tttnn.datastore import build_tokens
 from tttnn.datastore import keys as keys_lib
+from tttnn.datastore import pair_keys
+from tttnn.datastore import pair_source
 from tttnn.datastore import store as store_lib
+from tttnn.datastore import text_source
 from tttnn.scoring import rolling
 
 _BLOCK = 1 << 15  # Tokens.
@@ -23,16 +29,11 @@ def make(
 ) -> store_lib.Store | None:
   """Builds a store of tokens; None where it is only a part, or a dry run.
 
-  Arguments as of `build_tokens.build`, which see for errors too.
+  Arguments as of `build_tokens.build`, which see for errors too. Where
+  pairs.train names the files, the tokens are those of the pairs' outputs.
   """
-  model = config.model
-  keys = keys_lib.load(
-    model.path,
-    config.store.key,
-    revision=model.revision,
-    # Of bfloat16, float16 would keep eight digits in place of eleven.
-    dtype='float32' if model.dtype == 'auto' else model.dtype,
-    mesh=mesh,
+  source, keys = (_of_pairs if config.pairs.train else _of_texts)(
+    config, mesh, shards
   )
   options = dataclasses.replace(
     options, dtype=build_tokens.DTYPE, block=options.block or _BLOCK
@@ -40,7 +41,8 @@ def make(
   if config.dry_run:
     if config.build.shard >= 0:
       shards = shards[config.build.shard : config.build.shard + 1]
-    _dry_run(config, keys, options, shards)
+    estimated = _dry_run_pairs if config.pairs.train else _dry_run
+    estimated(config, keys, options, shards)
     return None
   begin = end = time.monotonic()
   with tqdm.tqdm(desc='build', unit=' tokens', unit_scale=True) as bar:
@@ -54,11 +56,10 @@ def make(
     store = build_tokens.build(
       path,
       shards,
+      source,
       keys,
       options=options,
       rows=config.build.batch_size,
-      window=config.store.window,
-      stride=config.store.stride,
       part=part,
       filler=filler,
       progress=progress,
@@ -73,9 +74,10 @@ def make(
   if store is None:
     return None
   manifest = store.manifest
+  texts = 'outputs' if manifest.pairs else 'documents'
   print(
     f'build: {path}: {manifest.rows:,} tokens of {manifest.sequences:,} '
-    f'documents, keys {manifest.keys} of {manifest.dim} dimensions, index '
+    f'{texts}, keys {manifest.keys} of {manifest.dim} dimensions, index '
     f'{store.index.spec}'
   )
   if manifest.malformed:
@@ -83,9 +85,49 @@ def make(
   return store
 
 
+def _loading(config, mesh) -> dict:
+  """Arguments that both kinds of models are loaded with."""
+  return {
+    'revision': config.model.revision,
+    # Of bfloat16, float16 would keep eight digits in place of eleven.
+    'dtype': 'float32' if config.model.dtype == 'auto' else config.model.dtype,
+    'mesh': mesh,
+  }
+
+
+def _of_texts(config, mesh, shards) -> tuple[text_source.Texts, keys_lib.Keys]:
+  del shards
+  path, kind = config.model.path, config.store.key
+  keys = keys_lib.load(path, kind, **_loading(config, mesh))
+  source = text_source.Texts(
+    keys,
+    config.corpus.on_error,
+    window=config.store.window,
+    stride=config.store.stride,
+  )
+  return source, keys
+
+
+def _of_pairs(
+  config, mesh, shards
+) -> tuple[pair_source.Outputs, pair_keys.PairKeys]:
+  if config.store.window or config.store.stride:
+    raise ValueError(
+      f'store.window={config.store.window} and .stride={config.store.stride} '
+      'are of documents, and pairs.train names pairs, which are read whole'
+    )
+  opened = [pairs_lib.open(path) for path in shards]
+  model = pair_model.load(
+    config.model.path, opened[0].kind, **_loading(config, mesh)
+  )
+  lengths = [model.longest(pairs) for pairs in opened]
+  longest = tuple(max(side) for side in zip(*lengths, strict=True))
+  keys = pair_keys.PairKeys(model, config.store.key, longest)
+  return pair_source.Outputs(), keys
+
+
 def _dry_run(config, keys, options: build.Options, shards) -> None:
   size, stride = config.store.window or keys.context, config.store.stride
-  rolling.check(size, stride, keys.context, 'store')
   texts, documents = sample.look(shards, _SAMPLE, config.corpus.on_error)
   encoded = keys.encode(texts)
   tokens = round(sum(map(len, encoded)) * documents / len(texts))
@@ -96,9 +138,36 @@ def _dry_run(config, keys, options: build.Options, shards) -> None:
   ]
   if not windows:
     raise ValueError(f'not one token in {len(texts)} documents of the corpus')
+  _show(config, keys, options, windows, documents, len(texts), tokens)
+
+
+def _dry_run_pairs(config, keys, options: build.Options, shards) -> None:
+  opened = [pairs_lib.open(path) for path in shards]
+  total = sum(map(len, opened))
+  pieces = []
+  for pairs in opened:
+    step = -(-len(pairs) * len(opened) // _SAMPLE)
+    pieces += [
+      pair_source.Piece(*pairs[i], 0) for i in range(len(pairs))[::step]
+    ]
+  tokens = sum(len(piece.output) for piece in pieces)
+  tokens = round(tokens * total / len(pieces))
+  _show(config, keys, options, pieces, total, len(pieces), tokens)
+
+
+def _show(
+  config,
+  keys,
+  options: build.Options,
+  pieces: Sequence[build_tokens.Piece],
+  documents: int,
+  tried: int,
+  tokens: int,
+) -> None:
+  """The estimate, by the pieces of so many documents of all."""
   batch_size = config.build.batch_size
   compiling, seconds = estimate.timed(
-    lambda: next(keys.blocks([windows], batch_size))
+    lambda: next(keys.blocks([pieces], batch_size))
   )
   size = keys.dim * (2 + 4 * (options.index == store_lib.FLAT)) + 4
   print(f'  tokens          {tokens:,}')
@@ -111,5 +180,5 @@ def _dry_run(config, keys, options: build.Options, shards) -> None:
     documents=documents,
     steps=math.ceil(tokens / options.block),
     memory=estimate.num_bytes(keys.params),
-    seconds=compiling + seconds * documents / len(texts),
+    seconds=compiling + seconds * documents / tried,
   )

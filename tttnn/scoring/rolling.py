@@ -30,6 +30,11 @@ class Window:
   inputs: list[int]
   targets: list[int]
 
+  @property
+  def places(self) -> slice:
+    """Of the inputs that the targets follow."""
+    return slice(len(self.inputs) - len(self.targets), len(self.inputs))
+
 
 def windows(
   tokens: Sequence[int],
@@ -113,8 +118,7 @@ def pad(window: Window, size: int) -> tuple[np.ndarray, np.ndarray]:
 
   The targets of what is scored stand at the last inputs; elsewhere they are 0.
   """
-  used = len(window.inputs)
   tokens, targets = np.zeros((2, size), np.int32)
-  tokens[:used] = window.inputs
-  targets[used - len(window.targets) : used] = window.targets
+  tokens[: len(window.inputs)] = window.inputs
+  targets[window.places] = window.targets
   return tokens, targets
