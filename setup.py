@@ -49,6 +49,8 @@ setuptools.setup(
     'tpu': ['jax[tpu]>=0.10', 'faiss-cpu>=1.12'],
     # Search over many hosts.
     'cluster': ['ray>=2.60'],
+    # BLEU of what is written for pairs of texts, as the field computes it.
+    'mt': ['sacrebleu>=2.4'],
     # EleutherAI's harness. Before 0.4.10 it brings torch and peft along.
     'lm-eval': ['lm-eval>=0.4.10'],
     # What tests compare with, or run against. torch is pinned, as the oracle of
@@ -61,6 +63,7 @@ setuptools.setup(
       'pytest',
       'ray>=2.60',
       'regex',
+      'sacrebleu>=2.4',
       'torch==2.13.0',
     ],
   },

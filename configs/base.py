@@ -91,7 +91,8 @@ def get_config() -> ml_collections.ConfigDict:
     max_output=128,
   )
   config.pairs = _section(
-    # Files that `tokenize` made.
+    # Files that `tokenize` made: to train on; for `build` with store.key, which
+    # stores the tokens of their outputs (paths or globs); to `evaluate`.
     train='',
     validation='',
     test='',
@@ -179,8 +180,8 @@ def get_config() -> ml_collections.ConfigDict:
     block=0,
     # Documents of the embedder's full length that a device embeds at once; of
     # shorter ones as many more as have no more tokens. 0: 1 on CPU, elsewhere
-    # 16. Of a store of tokens, windows of the model's context; 0: 2048 tokens
-    # on CPU, elsewhere 32768.
+    # 16. Of a store of tokens, windows of the model's context, or pairs of the
+    # longest texts; 0: 2048 tokens on CPU, elsewhere 32768.
     batch_size=0,
     # Embed only a part, for many processes to build one store; once they are
     # through, `build` without these writes index and manifest. A part is one
@@ -343,8 +344,9 @@ def get_config() -> ml_collections.ConfigDict:
       # Of refine, entries that are searched for each of the k nearest that are
       # kept: more of them make up for an index that misses some.
       'refine': 1,
-      # Documents are lines of the store, and their doc_id is the line's number:
-      # leave out the entry that a token itself is. Protocol whole.
+      # Documents, or pairs, are lines of the store, and their doc_id is the
+      # line's number: leave out the entry that a token itself is. Protocol
+      # whole.
       'drop_self': False,
       # To choose from on eval.validation, each with each, in place of the three
       # above, as '0.1,0.25,0.5'; '': what stands there. No k is above
@@ -411,6 +413,15 @@ def get_config() -> ml_collections.ConfigDict:
     near_duplicate=0.5,
     # Documents between two checkpoints of what is carried on.
     checkpoint_every=10,
+    # Of pairs.test: also write outputs for its inputs, by generate.max_tokens,
+    # .beams and so on, and compare them with the outputs there are, by BLEU
+    # (extra [mt]) and exact match.
+    generate=False,
+    bleu_tokenize='13a',  # How sacreBLEU finds words: 13a | intl | zh | char...
+    # Pairs of the longest texts that are read at once, and inputs that are
+    # written for; of shorter ones as many more as have no more tokens. 0: 2048
+    # tokens and 8 inputs on CPU, elsewhere 32768 and 64.
+    batch_size=0,
   )
   config.generate = _section(
     prompt='',  # One text, or ...
@@ -422,6 +433,15 @@ def get_config() -> ml_collections.ConfigDict:
     # that make up p of the distribution (1: all).
     top_k=0,
     top_p=1.0,
+    # Of outputs of pairs (eval.generate), which are searched for, not drawn:
+    # texts that compete for each input; 1: the likeliest token, always.
+    beams=1,
+    # A text's score is its log-likelihood / tokens ** this.
+    length_penalty=1.0,
+    # When the search of an input ends, once as many texts as beams have ended:
+    # true (at once) | false (when the likeliest that goes on, were it to end
+    # now, is no better) | never (were it to end at its best length).
+    early_stopping='false',
   )
   config.compare = _section(
     # (name, {key: value}) a run: `evaluate` with its overrides of this config.

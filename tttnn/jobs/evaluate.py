@@ -2,7 +2,8 @@
 
 Leaves `results.jsonl`, `summary.json` and `summary.md` in the work directory;
 rerunning goes on with the documents that are missing. Several processes each
-take a part of the documents, and the main one puts their rows together.
+take a part of the documents, and the main one puts their rows together. Of
+pairs.test, see `pairs`.
 """
 
 from collections.abc import Iterable
@@ -27,6 +28,7 @@ from tttnn.corpus import jsonl
 from tttnn.jobs import knn
 from tttnn.jobs import knn_choice
 from tttnn.jobs import neighbors
+from tttnn.jobs import pairs
 from tttnn.jobs import rows as rows_lib
 from tttnn.jobs import trial
 from tttnn.jobs import works
@@ -49,6 +51,9 @@ def run(config, workdir: str) -> None:
     ValueError: for a wrong setting, model, document, store or server; a work
       directory that holds another run.
   """
+  if config.pairs.test:
+    pairs.run(config, workdir, identity)
+    return
   at = works.counts(config)
   if distributed.count() > 1:
     _check_apart(config)

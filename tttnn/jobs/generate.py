@@ -88,6 +88,11 @@ def _sampling(config) -> generate.Sampling:
       'generate needs either generate.prompt or generate.input; they are '
       f'{section.prompt!r} and {section.input!r}'
     )
+  if section.beams != 1:
+    raise ValueError(
+      f'generate.beams={section.beams} is of eval.generate, the outputs of '
+      'pairs; this job writes one text'
+    )
   return generate.Sampling(
     section.max_tokens, section.temperature, section.top_k, section.top_p
   )
@@ -116,7 +121,9 @@ def _results(config) -> results_lib.Results | None:
 def _identity(config) -> dict:
   """What a row depends on, flat: settings, and digests of what is read."""
   section = config.generate.to_dict()
-  del section['output']
+  # The last three are of pairs.
+  for key in ('output', 'beams', 'length_penalty', 'early_stopping'):
+    del section[key]
   if section['input']:
     section['input'] = jsonl.digest(section['input'])
   chosen = {f'generate.{key}': value for key, value in section.items()}

@@ -6,6 +6,7 @@ with another lambda, temperature or fewer neighbours.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
@@ -142,7 +143,7 @@ def rows(
   """
   if config.method == 'knn_lm':
     for one, found, searching in looked_up(config, model, documents):
-      yield _row_of_found(config, one, found, searching)
+      yield row_of_found(config, one, found, searching)
     return
   with scorer(config, model) as score:
     yield from score(documents)
@@ -154,29 +155,60 @@ def scorer(
 ) -> Iterator[Callable[[Sequence[documents_lib.Document]], Iterator[dict]]]:
   """(documents) -> rows by a search, as of `rows`, for the length of a context.
 
-  What is opened, started and compiled serves all calls; `knn.cache` is neither
-  read nor written. A `reader` may be one that has compiled before. Errors as of
-  `rows`.
+  What is opened, started and compiled serves all calls; what `knn.cache` has is
+  not read. A `reader` may be one that has compiled before. Errors as of `rows`.
   """
-  with _searching(config, model, reader) as (store, reader, neighbors):
-    walk = None
-    if config.method == 'retomaton':
+  store = open_store(config)
+  reader = reader or Reader(model, store.manifest.keys)
+  about = {'fingerprint': _fingerprint(model), 'dim': reader.dim}
+  with mixer(config, store, **about) as mix:
+    yield lambda documents: mix(map(reader, _cases(config, model, documents)))
+
+
+def open_store(config) -> store_lib.Store:
+  """That of the run; ValueError where it is not there, or not of tokens."""
+  return store_lib.open(
+    store_path(config), config.store.index, kind=tokens_lib.KIND
+  )
+
+
+@contextlib.contextmanager
+def mixer(
+  config, store: store_lib.Store, fingerprint: str, dim: int
+) -> Iterator[Callable[[Iterable[Read]], Iterator[dict]]]:
+  """(what was read) -> a row of each by a search, for the length of a context.
+
+  It is read ahead, and rows come in order. What kNN-LM finds goes to
+  `knn.cache`.
+
+  Args:
+    config: of the run.
+    store: of the run.
+    fingerprint: of the model that reads.
+    dim: of its keys.
+
+  Raises:
+    ValueError: for a wrong setting, or a store of another model.
+  """
+  with _searching(config, store, fingerprint, dim) as neighbors:
+    if config.method == 'knn_lm':
+      cache = knn_cache.Cache(config, identity(config))
+
+      def mix(read):
+        for found in _find(config, store, neighbors, cache, read):
+          yield row_of_found(config, *found)
+
+    else:
       walk = _walk(config, store, neighbors)
 
-    def score(documents):
-      cases = (_case(config, model, document) for document in documents)
-      read = prefetch.prefetch(map(reader, cases), 2)
-      if walk is None:
-        for one in read:
-          found = _find(config, store, neighbors, one)
-          yield _row_of_found(config, one, *found)
-        return
-      for batch in prefetch.batches(read, _BATCH):
-        for found in _of_the_automaton(config, store, neighbors, walk, batch):
-          yield _row(config, *found)
-      print(f'evaluate: {walk.saved:.3f} of the searches are saved')
+      def mix(read):
+        read = prefetch.prefetch(read, 2)
+        for batch in prefetch.batches(read, _BATCH):
+          for found in _of_the_automaton(config, store, neighbors, walk, batch):
+            yield _row(config, *found)
+        print(f'evaluate: {walk.saved:.3f} of the searches are saved')
 
-    yield score
+    yield mix
 
 
 def looked_up(
@@ -193,40 +225,61 @@ def looked_up(
   Raises:
     ValueError: as `rows`.
   """
-  cache = knn_cache.Cache(config, identity(config))
-  missing = []
-  for document in documents:
-    case = _case(config, model, document)
-    if found := cache.find(case):
-      yield Read(case, found.log_p_lm_T, None, 0.0), found, 0.0
-    else:
-      missing.append(case)
+  kept, missing = cached(config, _cases(config, model, documents))
+  for one, found in kept:
+    yield one, found, 0.0
   if not missing:
     return
-  with _searching(config, model, reader) as (store, reader, neighbors):
-    for one in prefetch.prefetch(map(reader, missing), 2):
-      found, searching = _find(config, store, neighbors, one)
-      cache.add(one.case, found)
-      yield one, found, searching
+  store = open_store(config)
+  reader = reader or Reader(model, store.manifest.keys)
+  about = {'fingerprint': _fingerprint(model), 'dim': reader.dim}
+  with _searching(config, store, **about) as neighbors:
+    cache = knn_cache.Cache(config, identity(config))
+    yield from _find(config, store, neighbors, cache, map(reader, missing))
+
+
+def cached(
+  config, cases: Iterable[documents_lib.Case]
+) -> tuple[list[tuple[Read, knn_tuning.Cache]], list[documents_lib.Case]]:
+  """(what was read and found of cases that `knn.cache` has, the other cases).
+
+  Raises:
+    ValueError: if it is of another run.
+  """
+  cache = knn_cache.Cache(config, identity(config))
+  kept, missing = [], []
+  for case in cases:
+    if found := cache.find(case):
+      kept.append((Read(case, found.log_p_lm_T, None, 0.0), found))
+    else:
+      missing.append(case)
+  return kept, missing
 
 
 def _find(
-  config, store: store_lib.Store, neighbors: knn_search.Neighbors, one: Read
-) -> tuple[knn_tuning.Cache, float]:
-  """What a search finds for each token of a document, and its seconds."""
-  begin = time.monotonic()
-  own_T = _own(config, store, one.case)
-  distances_Txk, ids_Txk = neighbors(one.keys_TxD, own_T)
-  found = knn_tuning.Cache(
-    metric=store.manifest.metric,
-    ids_Txk=ids_Txk,
-    distances_Txk=distances_Txk,
-    values_Txk=store.tokens.values(ids_Txk),
-    log_p_lm_T=one.log_p_lm_T,
-    targets_T=np.array(one.case.tokens, int),
-    offsets=np.array([0, len(one.case.tokens)]),
-  )
-  return found, time.monotonic() - begin
+  config,
+  store: store_lib.Store,
+  neighbors: knn_search.Neighbors,
+  cache: knn_cache.Cache,
+  read: Iterable[Read],
+) -> Iterator[tuple[Read, knn_tuning.Cache, float]]:
+  """What a search finds for each token of each document, and its seconds."""
+  for one in prefetch.prefetch(read, 2):
+    begin = time.monotonic()
+    own_T = _own(config, store, one.case)
+    distances_Txk, ids_Txk = neighbors(one.keys_TxD, own_T)
+    found = knn_tuning.Cache(
+      metric=store.manifest.metric,
+      ids_Txk=ids_Txk,
+      distances_Txk=distances_Txk,
+      values_Txk=store.tokens.values(ids_Txk),
+      log_p_lm_T=one.log_p_lm_T,
+      targets_T=np.array(one.case.tokens, int),
+      offsets=np.array([0, len(one.case.tokens)]),
+    )
+    searching = time.monotonic() - begin
+    cache.add(one.case, found)
+    yield one, found, searching
 
 
 def log_probability(
@@ -242,32 +295,33 @@ def log_probability(
   )
 
 
-def _row_of_found(
+def row_of_found(
   config, one: Read, found: knn_tuning.Cache, searching: float
 ) -> dict:
+  """The row of what a search of so many seconds found."""
   log_p_T = log_probability(found, knn_lm.Settings.create(config.knn))
   nearest_T = knn_tuning.nearest(found.distances_Txk, found.values_Txk)
   return _row(config, one, log_p_T, nearest_T, {}, searching)
 
 
-def _case(config, model: language_model.LanguageModel, document):
-  return model.case(document, config.eval.protocol, config.eval.split_prefix)
+def _cases(config, model, documents) -> Iterator[documents_lib.Case]:
+  return (
+    model.case(document, config.eval.protocol, config.eval.split_prefix)
+    for document in documents
+  )
+
+
+def _fingerprint(model: language_model.LanguageModel) -> str:
+  return embed.fingerprint(model.model, model.params, model.tokenizer)
 
 
 @contextlib.contextmanager
-def _searching(
-  config, model: language_model.LanguageModel, reader: Reader | None = None
-):
-  """(store, reader, neighbors) of the run, for the length of a context."""
-  store = store_lib.open(
-    store_path(config), config.store.index, kind=tokens_lib.KIND
-  )
-  reader = reader or Reader(model, store.manifest.keys)
+def _searching(config, store: store_lib.Store, fingerprint: str, dim: int):
+  """What finds entries, for the length of a context."""
   how = neighbors_lib.how_to_search(config, retrieve.SEARCHES)
   with retrieve.searcher(store, **how) as searcher:
-    fingerprint = embed.fingerprint(model.model, model.params, model.tokenizer)
-    searcher.check(fingerprint, reader.dim, store.manifest.keys)
-    yield store, reader, knn_search.Neighbors(config, store, searcher)
+    searcher.check(fingerprint, dim, store.manifest.keys)
+    yield knn_search.Neighbors(config, store, searcher)
 
 
 def _own(config, store: store_lib.Store, case: documents_lib.Case):

@@ -2,6 +2,7 @@
 
 from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import jsonl
+from tttnn.corpus import pairs
 
 
 def about(config, case: documents_lib.Case) -> dict:
@@ -30,6 +31,8 @@ def windows(config) -> dict[str, int]:
 
 def identity(config) -> dict[str, object]:
   """What the scored text and its windows depend on, flat."""
+  if config.pairs.test:
+    return {'pairs.test': pairs.open(config.pairs.test).digest}
   return {
     'eval.documents': jsonl.digest(config.eval.documents),
     'eval.protocol': config.eval.protocol,
