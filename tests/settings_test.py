@@ -8,7 +8,9 @@ import sys
 import pytest
 
 from configs import base
+from tttnn import main
 from tttnn import settings
+from tttnn.datastore import protocol
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -112,7 +114,7 @@ def test_difference_shows_both_sides():
 )
 def test_mistakes_on_the_command_line_give_one_line(arguments, message):
   done = command('--config=configs/report.py', *arguments)
-  assert done.returncode == 1
+  assert done.returncode == os.EX_CONFIG
   assert message in done.stderr
   assert done.stderr.startswith('error: ')
   assert len(done.stderr.strip().splitlines()) == 1
@@ -124,7 +126,7 @@ def test_a_missing_or_wrong_config_gives_one_line():
     ('--config=configs/evaluate.py:tt', 'the variant is one of'),
   ):
     done = command(argument, '--workdir=/tmp/none')
-    assert done.returncode == 1
+    assert done.returncode == os.EX_CONFIG
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
@@ -139,9 +141,29 @@ def test_an_unknown_key_in_a_config_file_is_named_with_the_nearest(tmp_path):
     '  return config\n'
   )
   done = command(f'--config={path}', f'--workdir={tmp_path}/w')
-  assert done.returncode == 1
+  assert done.returncode == os.EX_CONFIG
   assert 'Did you mean "learning_rate"' in done.stderr
   assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+  ('error', 'status'),
+  [
+    (ValueError('a'), 78),
+    (FileNotFoundError(2, 'a'), 78),
+    (PermissionError(13, 'a'), 78),
+    (OSError(28, 'disk full'), 1),
+    (protocol.Lost('the server is gone'), 1),
+    (BlockingIOError('locked'), 1),
+  ],
+)
+def test_the_exit_status_says_whether_another_try_may_help(
+  error, status, capsys
+):
+  with pytest.raises(SystemExit) as ended:
+    main.fail(error)
+  assert ended.value.code == status
+  assert capsys.readouterr().err.startswith('error: ')
 
 
 def test_config_is_written_to_the_workdir(tmp_path):
@@ -151,7 +173,7 @@ def test_config_is_written_to_the_workdir(tmp_path):
     '--config.report.title=A',
     '--config.selection.lambda=0.2',  # No name in Python.
   )
-  assert done.returncode == 1  # There are no results to report on.
+  assert done.returncode == os.EX_CONFIG  # There are no results to report on.
   with open(tmp_path / 'w' / 'config.json') as file:
     config = json.load(file)
   assert config['job'] == 'report'

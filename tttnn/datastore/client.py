@@ -49,7 +49,7 @@ class Client:
       self._socket.connect(address)
     except OSError as e:
       self._socket.close()
-      raise ValueError(
+      raise protocol.Lost(
         f'no search server at {address} ({e}): start one with python -m '
         f'tttnn.datastore.server --store=DIR --address={address}'
       ) from e
@@ -183,9 +183,9 @@ class Client:
       raise ValueError(f'{self._who}: {answer["error"]}')
     return answer
 
-  def _lost(self, why: str) -> ValueError:
+  def _lost(self, why: str) -> protocol.Lost:
     self.close()  # An answer that comes late must not be taken for the next.
-    return ValueError(f'{self._who} {why}: restart it and run this again')
+    return protocol.Lost(f'{self._who} {why}: restart it and run this again')
 
 
 def default_address(store_dir: str | os.PathLike, index: str = '') -> str:

@@ -25,6 +25,7 @@ from tttnn.datastore import actors
 from tttnn.datastore import client as client_lib
 from tttnn.datastore import engine as engine_lib
 from tttnn.datastore import metric as metric_lib
+from tttnn.datastore import protocol
 from tttnn.datastore import store as store_lib
 from tttnn.datastore.actors import ray
 
@@ -181,7 +182,7 @@ class Client:
       end = end or time.monotonic() + self._timeout
     self.missing = tuple(sorted(left))
     if left and (whole or not self._allow_partial or not answers):
-      raise ValueError(
+      raise protocol.Lost(
         f'{_names(left)} of the {len(self._shards)} of {self._store.directory} '
         f'cannot be asked ({why[min(left)]}): see query.action=status'
       )

@@ -25,6 +25,10 @@ MAX_LINE = 1 << 16
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
+class Lost(ConnectionError, ValueError):
+  """Who was asked is gone, or not there yet; asking again later may do."""
+
+
 class Block:
   """The memory that both ends of a connection share.
 
