@@ -12,8 +12,9 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
   """The defaults, locked: no key can be added."""
   config = ml_collections.ConfigDict()
-  # corpus | tokenize | train | export | build | serve | query | evaluate |
-  # generate | report | compare | benchmark | distances | plan | pipeline
+  # corpus | tokenize | train | export | build | serve | query | retrieve |
+  # evaluate | generate | report | compare | benchmark | distances | plan |
+  # pipeline
   config.job = 'evaluate'
   # Print documents, steps, memory and estimated time, then stop.
   config.dry_run = False

@@ -14,6 +14,7 @@ JOBS = (
   'build',
   'serve',
   'query',
+  'retrieve',
   'evaluate',
   'generate',
   'report',
@@ -29,6 +30,7 @@ _WITHOUT_WORKDIR = ('serve', 'query', 'generate', 'plan')
 _ESTIMATED = (
   'train',
   'build',
+  'retrieve',
   'evaluate',
   'generate',
   'compare',

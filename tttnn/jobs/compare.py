@@ -15,22 +15,16 @@ import fnmatch
 import json
 import os
 
-import tqdm
-
-from tttnn import device
 from tttnn import files
 from tttnn import jobs
-from tttnn import language_model
-from tttnn import prefetch
 from tttnn import settings
 from tttnn import summary
 from tttnn.corpus import choice
 from tttnn.corpus import documents as documents_lib
-from tttnn.corpus import jsonl
-from tttnn.datastore import replay
 from tttnn.jobs import knn
 from tttnn.jobs import knn_choice
 from tttnn.jobs import neighbors
+from tttnn.jobs import retrieve
 from tttnn.jobs import works
 from tttnn.methods import interpolation
 from tttnn.methods import knn_tuning
@@ -42,8 +36,6 @@ from tttnn.reporting import plots
 from tttnn.reporting import tables
 from tttnn.scoring import metrics
 from tttnn.scoring import results as results_lib
-
-_BATCH = 64  # Documents of one search.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +78,9 @@ def run(config, workdir: str) -> None:
   validation = _choices(config, runs)
   # Enough for every run there is, so that others may join later.
   most = _candidates(runs) and _candidates(_runs(config, '*'))
-  _look_up(config, most, workdir, 'test', config.eval.documents)
+  _look_up(config, most, workdir, 'test')
   if validation:
-    _look_up(config, most, workdir, 'validation', config.eval.validation)
+    _look_up(_on_validation(config), most, workdir, 'validation')
   chosen, rows = {}, {}
   for one in runs:
     chosen[one.name] = _choose(one, validation.get(one.name, ()), workdir)
@@ -173,52 +165,10 @@ def _candidates(runs: Sequence[Run]) -> int:
   )
 
 
-def _look_up(config, most: int, workdir: str, name: str, spec: str) -> None:
-  """Writes so many candidates of all documents of `spec`."""
-  if not most:
-    return
-  search = _step(
-    config,
-    method='ttt',
-    selection__name='knn',
-    retrieval__neighbors=most,
-    eval__documents=spec,
-  )
-  if name == 'validation':
-    search = _on_validation(search)
-  documents = documents_lib.read(
-    search.eval.documents, choice.Choice.create(search.eval)
-  )
-  directory = os.path.join(workdir, 'neighbors')
-  os.makedirs(directory, exist_ok=True)
-  identity = neighbors.identity(search) | {
-    'documents': jsonl.digest(spec),
-    'protocol': search.eval.protocol,
-    'prefix': search.eval.split_prefix,
-  }
-  found = results_lib.Results(directory, identity, name)
-  todo = [d for d in documents if d.doc_id not in found.rows]
-  if todo:
-    device.keep_compiled_programs()
-    model = language_model.load(_step(search, method='base'))
-    # Of a store on other hosts, the texts cannot be read again later.
-    texts = search.store.search == 'cluster'
-    with (
-      neighbors.finder(search, documents, found.rows) as find,
-      tqdm.tqdm(
-        total=len(todo), desc=f'look up ({name})', unit=' documents'
-      ) as bar,
-    ):
-      for batch in prefetch.batches(todo, _BATCH):
-        cases = [
-          model.case(d, search.eval.protocol, search.eval.split_prefix)
-          for d in batch
-        ]
-        for case, candidates in zip(cases, find(cases), strict=True):
-          doc_id = case.document.doc_id
-          found.append(replay.record(doc_id, candidates, texts=texts))
-          bar.update()
-  found.close()
+def _look_up(config, most: int, workdir: str, name: str) -> None:
+  """Writes so many candidates of all documents of the config."""
+  if most:
+    retrieve.look_up(config, most, os.path.join(workdir, 'neighbors'), name)
 
 
 def _on_validation(config):
