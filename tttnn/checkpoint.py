@@ -135,8 +135,7 @@ def digest(path: str, revision: str = '') -> str:
   total = hashlib.sha256()
   for file in sorted(p for p in found if p.exists()):
     total.update(str(file.relative_to(directory)).encode())
-    with open(file, 'rb') as stream:
-      total.update(hashlib.file_digest(stream, 'sha256').digest())
+    total.update(files.sha256(str(file)))
   return total.hexdigest()
 
 

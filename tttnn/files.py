@@ -4,6 +4,8 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import fcntl
+import functools
+import hashlib
 import os
 from typing import BinaryIO
 
@@ -46,6 +48,18 @@ def write_if_changed(path: str, data: str | bytes) -> bool:
         return False
   write_atomic(path, data)
   return True
+
+
+def sha256(path: str) -> bytes:
+  """The digest of a file, which is read again only if it has changed."""
+  about = os.stat(path)
+  return _sha256(path, about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _sha256(path: str, *unused_about: int) -> bytes:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').digest()
 
 
 def write_once(path: str, write: Callable[[BinaryIO], None]) -> None:

@@ -22,6 +22,7 @@ import zlib
 
 import numpy as np
 
+from tttnn import files
 from tttnn.corpus import formats
 
 _SCAN_BYTES = 1 << 22
@@ -324,6 +325,5 @@ def digest(spec: str) -> str:
   """sha256 over the bytes of the files `spec`, in order."""
   total = hashlib.sha256()
   for path in expand(spec):
-    with open(path, 'rb') as file:
-      total.update(hashlib.file_digest(file, 'sha256').digest())
+    total.update(files.sha256(path))
   return total.hexdigest()

@@ -40,6 +40,8 @@ _ESTIMATED = (
 )
 # These share their work among processes.
 _DISTRIBUTED = ('evaluate',)
+# These know without running whether they are done.
+_TELL = ('train', 'evaluate')
 
 
 def run(config, workdir: str, *, write_config: bool = True) -> None:
@@ -84,3 +86,15 @@ def run(config, workdir: str, *, write_config: bool = True) -> None:
     # Imported here: a search host has no use for JAX.
     job = importlib.import_module(f'tttnn.jobs.{config.job}')
     job.run(config, workdir)
+
+
+def is_done(config, workdir: str) -> bool:
+  """Whether a run in `workdir` has ended; False where its job cannot tell.
+
+  Raises:
+    ValueError: if what it reads is not there any more.
+  """
+  if config.job not in _TELL:
+    return False
+  job = importlib.import_module(f'tttnn.jobs.{config.job}')
+  return job.is_done(settings.expand(config, workdir), workdir)

@@ -9,6 +9,7 @@ pairs.test, see `pairs`.
 from collections.abc import Iterable
 from collections.abc import Sequence
 import itertools
+import json
 import os
 import sys
 
@@ -79,6 +80,26 @@ def run(config, workdir: str) -> None:
   more = {'knn_chosen': chosen.to_json()} if chosen else {}
   more_tables = chosen.tables() if chosen else []
   summary.write(given, workdir, rows, more=more, more_tables=more_tables)
+
+
+def is_done(config, workdir: str) -> bool:
+  """Whether a run of this config has left its summary, of what is there now.
+
+  Raises:
+    ValueError: if what it reads is not there any more.
+  """
+  paths = [
+    os.path.join(workdir, name)
+    for name in ('summary.json', 'results.config.json')
+  ]
+  if not all(map(os.path.exists, paths)):
+    return False
+  made = []
+  for path in paths:
+    with open(path, encoding='utf-8') as file:
+      made.append(json.load(file))
+  wanted = json.loads(json.dumps([config.to_dict(), identity(config)]))
+  return [made[0]['config'], made[1]] == wanted
 
 
 def identity(config) -> dict:

@@ -27,6 +27,7 @@ from tttnn.jobs import validation as validation_lib
 from tttnn.models import hf
 
 _CHECKPOINTS = 'checkpoints'
+_SUMMARY = 'summary.json'
 # Changing these does not change what a step computes.
 _FREE_KEYS = (
   'steps',
@@ -46,8 +47,7 @@ def run(config, workdir: str) -> None:
       a loss that is not finite.
   """
   identity = _identity(config)
-  done = os.path.join(workdir, 'summary.json')
-  if not config.dry_run and _is_done(done, identity, config.train.steps):
+  if not config.dry_run and is_done(config, workdir):
     print(f'train: {workdir} is trained to step {config.train.steps}')
     return
   device.keep_compiled_programs()
@@ -96,8 +96,23 @@ def run(config, workdir: str) -> None:
   if validation is not None:
     summary |= _validated(config, validation, state['params'])
   _export(os.path.join(workdir, 'export'), learner, state['params'])
-  files.write_atomic(done, json.dumps(summary, indent=2) + '\n')
+  files.write_atomic(
+    os.path.join(workdir, _SUMMARY), json.dumps(summary, indent=2) + '\n'
+  )
   print(f'train: {os.path.join(workdir, "export")} is a model.path')
+
+
+def is_done(config, workdir: str) -> bool:
+  """Whether a run of these settings has left its summary."""
+  path = os.path.join(workdir, _SUMMARY)
+  if not os.path.exists(path):
+    return False
+  with open(path, encoding='utf-8') as file:
+    summary = json.load(file)
+  return (
+    summary['identity'] == _identity(config)
+    and summary['steps'] == config.train.steps
+  )
 
 
 def _restore(config, workdir, state, record):
@@ -175,14 +190,6 @@ def _identity(config) -> dict:
   return {'seed': config.seed, 'model.dtype': config.model.dtype} | {
     f'train.{key}': train[key] for key in train if key not in _FREE_KEYS
   }
-
-
-def _is_done(path: str, identity: dict, steps: int) -> bool:
-  if not os.path.exists(path):
-    return False
-  with open(path, encoding='utf-8') as file:
-    summary = json.load(file)
-  return summary['identity'] == identity and summary['steps'] == steps
 
 
 def _check_record(saved: dict, record: dict, directory: str) -> None:
