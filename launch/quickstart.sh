@@ -7,6 +7,7 @@
 # /tmp/tttnn-quickstart if not given, and --config=configs/quickstart.py:short
 # takes minutes less; launch/setup_env.sh says what else can be chosen.
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=setup_env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 
 workdir=${TMPDIR:-/tmp}/tttnn-quickstart
@@ -22,6 +23,7 @@ if [[ " $* " != *' --config='* ]]; then
   flags=(--config=configs/quickstart.py "${flags[@]}")
 fi
 
+# shellcheck disable=SC2119
 setup_env
 # Large arrays on huge pages: page faults were up to a quarter of a step on CPU.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}

@@ -1,7 +1,9 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: makes the Python environment, once.
 #
 #   source launch/setup_env.sh
 #   setup_env [EXTRA...]      afterwards $PYTHON is the environment's interpreter
+#   run COMMAND...            runs it, or only prints it if $DRY_RUN is set
 #
 # The environment is $VIRTUAL_ENV if one is active, else $TTTNN_VENV, else .venv
 # in the repository. TTTNN_PLATFORM=cpu|gpu|tpu overrides what is detected, and
@@ -14,6 +16,20 @@ say() { echo "== $*" >&2; }
 die() {
   echo "error: $*" >&2
   exit 1
+}
+
+# 78 is EX_CONFIG, as of tttnn/main.py: launch/retry.sh does not try again.
+usage() {
+  echo "usage: $*" >&2
+  exit 78
+}
+
+run() {
+  if [[ -n ${DRY_RUN:-} ]]; then
+    echo "+$(printf ' %q' "$@")"
+  else
+    "$@"
+  fi
 }
 
 detect_platform() {
@@ -92,7 +108,7 @@ setup_env() {
     "(minutes, the first time)"
   # First and by its version: free to choose, pip may fetch gigabytes of CUDA.
   [[ " ${missing[*]} " != *' test '* ]] || install torch==2.13.0
-  install -e "$REPO[$(IFS=,; echo "${missing[*]}")]"
+  install -e "${REPO}[$(IFS=,; echo "${missing[*]}")]"
   for extra in "${missing[@]}"; do
     echo "$stamp" >"$VENV/.tttnn-$extra"
   done

@@ -5,6 +5,7 @@
 #
 # launch/setup_env.sh says which environment is used.
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=setup_env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 
 setup_env test
