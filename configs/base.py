@@ -118,6 +118,12 @@ def get_config() -> ml_collections.ConfigDict:
     # the same step but for dropout.
     accumulation=1,
     sequence_length=0,  # Tokens a row; 0: the model's context.
+    # The corpus is tokenized in pieces, files or 256 MiB of them. Training
+    # begins when so many are, and mixes the rows of so many at a time, while
+    # others are tokenized; 0: all of them. Processes that do it; 0: a fourth of
+    # the cores, each with tokenizer threads of its own.
+    window=0,
+    workers=0,
     # Of `pairs`, tokens that inputs and outputs are padded to; 0: the limits
     # that pairs.train was made with.
     input_length=0,

@@ -38,7 +38,7 @@ def pairs():
 
 def stream():
   tokens = np.random.default_rng(1).integers(5, tiny.VOCABULARY, 400)
-  return packing.Stream(tokens.astype(np.int32), 1, '')
+  return packing.Stream([tokens.astype(np.int32)], 1, '')
 
 
 def causal():

@@ -266,7 +266,7 @@ def test_masks_are_fifteen_percent_in_the_usual_mixture(world):
     dropout=False,
   )
   rows = np.random.default_rng(0).integers(5, 300, 200 * 100 * 3)
-  stream = packing.Stream(rows.astype(np.int32), 1, '')
+  stream = packing.Stream([rows.astype(np.int32)], 1, '')
   batch = task.batch(stream, 0, seed=1)
   tokens, positions = batch['tokens'], batch['positions']
   assert tokens.shape == (200, 102)

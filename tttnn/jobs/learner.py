@@ -46,6 +46,12 @@ class Learner:
       return len(texts)
     return texts.documents
 
+  def close(self) -> None:
+    """Ends what is still tokenized in the background."""
+    for texts in self.texts.values():
+      if isinstance(texts, packing.Stream):
+        texts.close()
+
 
 def make(config, workdir: str) -> Learner:
   """Loads or makes everything, by the config.
@@ -129,17 +135,22 @@ def _streams(config, workdir: str, tokenizer) -> dict[str, packing.Stream]:
   corpus = config.corpus
   if not corpus.train:
     raise ValueError('train needs corpus.train: JSONL paths or globs')
-  return {
-    split: packing.pack(
-      tokenizer,
-      tokenizer.eos_token_id,
-      corpus[split],
-      os.path.join(workdir, 'tokens', split),
-      on_error=corpus.on_error,
-    )
-    for split in _SPLITS
-    if corpus[split]
-  }
+  found = {}
+  # Validation comes first: it is small, and in the background training's goes
+  # on when it has begun.
+  for split in ('validation', 'train'):
+    if corpus[split]:
+      found[split] = packing.pack(
+        tokenizer,
+        tokenizer.eos_token_id,
+        corpus[split],
+        os.path.join(workdir, 'tokens', split),
+        on_error=corpus.on_error,
+        window=config.train.window if split == 'train' else 0,
+        seed=config.seed,
+        workers=config.train.workers,
+      )
+  return found
 
 
 def _pairs(config, model: hf.Model, tokenizer) -> dict[str, pairs_lib.Pairs]:

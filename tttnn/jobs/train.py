@@ -36,6 +36,7 @@ _FREE_KEYS = (
   'eval_batches',
   'checkpoint_every',
   'keep',
+  'workers',
 )
 
 
