@@ -130,7 +130,11 @@ def get_config() -> ml_collections.ConfigDict:
     output_length=0,
     learning_rate=1e-3,
     warmup_steps=50,
-    schedule='cosine',  # constant | cosine (to a tenth), after linear warm-up
+    # After linear warm-up: constant | cosine (to a tenth) | step (times
+    # decay_factor each decay_every steps).
+    schedule='cosine',
+    decay_every=0,
+    decay_factor=0.1,
     weight_decay=0.01,
     clip_norm=1.0,
     dropout=False,  # At the rates of the model's config.json.

@@ -17,7 +17,6 @@ from tests import tiny
 from tttnn import checkpoint
 from tttnn import jobs
 from tttnn import objectives
-from tttnn import training
 from tttnn.corpus import packing
 from tttnn.corpus import tokenizer as tokenizer_lib
 
@@ -287,15 +286,6 @@ def test_masks_are_fifteen_percent_in_the_usual_mixture(world):
   assert (tokens[:, 1:-1] == original)[untouched].all()
   again = task.batch(stream, 0, seed=1)
   np.testing.assert_array_equal(again['tokens'], tokens)
-
-
-def test_schedule_warms_up_and_falls_to_a_tenth(world):
-  config = changed(world, steps=100, warmup_steps=10, learning_rate=1.0)
-  rate = training.schedule(config.train)
-  found = [float(rate(step)) for step in (0, 4, 9, 10, 55, 100)]
-  np.testing.assert_allclose(found, [0.1, 0.5, 1.0, 1.0, 0.55, 0.1], rtol=1e-6)
-  constant = training.schedule(changed(config, schedule='constant').train)
-  assert float(constant(99)) == 1.0
 
 
 def test_dropout_changes_the_training_and_is_reproducible(world, tmp_path):

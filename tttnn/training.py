@@ -19,25 +19,40 @@ _P = sharding.P
 
 
 def schedule(train) -> Callable[[jax.Array], jax.Array]:
-  """Learning rate by step: linear warm-up, then constant or cosine to a tenth.
+  """Learning rate by step, counted from 0: linear warm-up, then by schedule.
+
+  constant; cosine, to a tenth at `train.steps`; step, times `decay_factor` each
+  `decay_every` steps, which count from step 0, as torch's StepLR has it.
 
   Raises:
-    ValueError: for another `train.schedule`.
+    ValueError: for another `train.schedule`, or a step without an interval.
   """
-  peak, warmup = train.learning_rate, train.warmup_steps
-  if train.schedule == 'constant':
-    after = optax.constant_schedule(peak)
-  elif train.schedule == 'cosine':
-    after = optax.cosine_decay_schedule(
-      peak, max(1, train.steps - warmup), alpha=0.1
-    )
-  else:
+  kinds = 'constant', 'cosine', 'step'
+  if train.schedule not in kinds:
     raise ValueError(
-      f'train.schedule={train.schedule!r} is not constant or cosine'
+      f'train.schedule={train.schedule!r} is not one of {", ".join(kinds)}'
     )
-  # The first step, number 0, already moves.
-  rise = optax.linear_schedule(peak / max(1, warmup), peak, max(1, warmup - 1))
-  return optax.join_schedules([rise, after], [warmup])
+  if train.schedule == 'step' and train.decay_every < 1:
+    raise ValueError(
+      "train.schedule='step' needs train.decay_every, the steps between two "
+      f'decays, which is {train.decay_every}'
+    )
+  peak, warmup = train.learning_rate, max(1, train.warmup_steps)
+  left = max(1, train.steps - train.warmup_steps)
+
+  def rate(step):
+    # The first step, number 0, already moves.
+    rise = jnp.minimum(1.0, (step + 1) / warmup)
+    if train.schedule == 'cosine':
+      done = jnp.clip((step - train.warmup_steps) / left, 0.0, 1.0)
+      share = 0.1 + 0.9 * (1 + jnp.cos(jnp.pi * done)) / 2
+    elif train.schedule == 'step':
+      share = jnp.float32(train.decay_factor) ** (step // train.decay_every)
+    else:
+      share = 1.0
+    return peak * rise * share
+
+  return rate
 
 
 def start(optimizer, params, mesh: jax.sharding.Mesh | None = None) -> dict:
