@@ -139,6 +139,10 @@ def get_config() -> ml_collections.ConfigDict:
     clip_norm=1.0,
     dropout=False,  # At the rates of the model's config.json.
     mask_probability=0.15,  # Share of tokens that `masked` predicts.
+    # bert: just that share of a row, of which 80 % read <mask>, 10 % a random
+    # token, 10 % what is there | always: each token with that probability, and
+    # all read <mask>, as Hardt & Sun's code has it.
+    masking='bert',
     log_every=20,  # Steps between lines of history.jsonl.
     # Steps between validations, the best of which so far keeps its parameters
     # in WORKDIR/best; 0: only at the end.

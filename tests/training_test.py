@@ -253,41 +253,6 @@ def test_masked_training_makes_an_embedder(world, tmp_path):
   assert 'lm_head' not in params
 
 
-def test_masks_are_fifteen_percent_in_the_usual_mixture(world):
-  tokenizer = tokenizer_lib.load(masked(world).train.tokenizer)
-  task = objectives.StreamTask(
-    model=None,
-    tokenizer=tokenizer,
-    objective='masked',
-    rows=200,
-    length=102,
-    mask_probability=0.15,
-    dropout=False,
-  )
-  rows = np.random.default_rng(0).integers(5, 300, 200 * 100 * 3)
-  stream = packing.Stream([rows.astype(np.int32)], 1, '')
-  batch = task.batch(stream, 0, seed=1)
-  tokens, positions = batch['tokens'], batch['positions']
-  assert tokens.shape == (200, 102)
-  assert (tokens[:, 0] == 0).all() and (tokens[:, -1] == 2).all()
-  assert positions.shape == (200, 15)
-  assert positions.min() >= 1 and positions.max() <= 100
-  assert all(len(set(row)) == 15 for row in positions)
-  original = packing.batch(stream, 0, rows=200, length=100, overlap=0, seed=1)
-  expected = np.take_along_axis(original, positions - 1, axis=1)
-  np.testing.assert_array_equal(batch['targets'], expected)
-  shown = np.take_along_axis(tokens, positions, axis=1)
-  assert np.mean(shown == tokenizer.mask_token_id) == pytest.approx(
-    0.8, abs=0.03
-  )
-  assert np.mean(shown == expected) == pytest.approx(0.1, abs=0.03)
-  untouched = np.ones_like(original, bool)
-  np.put_along_axis(untouched, positions - 1, False, axis=1)
-  assert (tokens[:, 1:-1] == original)[untouched].all()
-  again = task.batch(stream, 0, seed=1)
-  np.testing.assert_array_equal(again['tokens'], tokens)
-
-
 def test_dropout_changes_the_training_and_is_reproducible(world, tmp_path):
   config = changed(world, dropout=True, steps=3)
   for name in ('one', 'two'):

@@ -9,6 +9,7 @@ their share of that mean, so that losses and gradients of parts add up.
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from tttnn.models import model as model_lib
 from tttnn.models import seq2seq
 
 _MASKS = 1  # Keys the random numbers of masking; 0 is the order of rows.
+_MASKINGS = 'bert', 'always'
 
 Pair = tuple[Sequence[int], Sequence[int]]
 Batch = dict[str, np.ndarray]
@@ -28,10 +30,12 @@ Batch = dict[str, np.ndarray]
 class StreamTask:
   """Rows of a packed stream of text.
 
-  causal: each token predicts the next. masked: rows `<s> tokens </s>`; of
-  round(p * tokens) positions, chosen anew each time, 80 % read <mask>, 10 % a
-  random token, 10 % what is there, and all are predicted (Devlin et al., NAACL
-  2019, section 3.1).
+  causal: each token predicts the next. masked: rows `<s> tokens </s>`, of which
+  some tokens, chosen anew each time, are hidden and predicted. By masking:
+    bert: round(p * tokens) of a row; 80 % read <mask>, 10 % a random token,
+      10 % what is there (Devlin et al., NAACL 2019, section 3.1).
+    always: each with probability p; all read <mask> (the code of Hardt & Sun
+      2024). A row predicts up to `chosen` of them, which one in 10^9 exceeds.
 
   Attributes:
     model: what is trained.
@@ -41,6 +45,7 @@ class StreamTask:
     length: tokens of a row.
     mask_probability: p.
     dropout: whether dropout is on.
+    masking: 'bert' or 'always'.
   """
 
   model: model_lib.Model
@@ -50,6 +55,7 @@ class StreamTask:
   length: int
   mask_probability: float
   dropout: bool
+  masking: str = 'bert'
 
   @classmethod
   def create(cls, train, model: model_lib.Model, tokenizer) -> 'StreamTask':
@@ -70,6 +76,10 @@ class StreamTask:
         f'train.sequence_length={length} exceeds the {model.context} positions '
         'of the model'
       )
+    if train.masking not in _MASKINGS:
+      raise ValueError(
+        f'train.masking={train.masking!r} is not one of {", ".join(_MASKINGS)}'
+      )
     return cls(
       model=model,
       tokenizer=tokenizer,
@@ -78,7 +88,17 @@ class StreamTask:
       length=length,
       mask_probability=train.mask_probability,
       dropout=train.dropout,
+      masking=train.masking,
     )
+
+  @property
+  def chosen(self) -> int:
+    """Tokens of a row that `masked` predicts; with 'always', at most."""
+    length, p = self.length - 2, self.mask_probability
+    if self.masking == 'bert':
+      return max(1, round(p * length))
+    # Six standard deviations above the mean.
+    return min(length, math.ceil(p * length + 6 * math.sqrt(p * length)))
 
   @property
   def tokens(self) -> int:
@@ -110,13 +130,15 @@ class StreamTask:
 
   def predicted(self, batch: Batch) -> int:
     """How many tokens a batch has predicted."""
-    return batch['targets'].size
+    if self.objective == 'causal':
+      return batch['targets'].size
+    return np.count_nonzero(batch['weights'])
 
   def loss(self, params, batch: Batch, dropout_key=None) -> jax.Array:
     """Mean negative log-likelihood of the predicted tokens, in nats."""
     targets = batch['targets']
-    weight = 1 / (self.rows * targets.shape[1])
     if self.objective == 'causal':
+      weight = 1 / (self.rows * targets.shape[1])
       return self.model.cross_entropy(
         params,
         batch['tokens'],
@@ -132,28 +154,40 @@ class StreamTask:
       targets,
       dropout_key=dropout_key,
     )
-    return -weight * jnp.sum(scores)
+    return -jnp.sum(batch['weights'] * scores)
 
   def _mask(self, rows: np.ndarray, rng) -> Batch:
     tokenizer = self.tokenizer
     count, length = rows.shape
-    chosen = max(1, round(self.mask_probability * length))
-    order = rng.random((count, length)).argsort(axis=1)
-    positions = np.sort(order[:, :chosen], axis=1)
+    # The first in a random order are those that are hidden.
+    order = rng.random((count, length)).argsort(axis=1)[:, : self.chosen]
+    if self.masking == 'bert':
+      sizes = np.full(count, self.chosen)
+    else:
+      sizes = rng.binomial(length, self.mask_probability, count)
+    hidden = np.arange(self.chosen) < sizes[:, None]
+    positions = np.sort(np.where(hidden, order, length), axis=1)
+    hidden = positions < length
+    positions = np.where(hidden, positions, 0)
     targets = np.take_along_axis(rows, positions, axis=1)
-    kind = rng.random(positions.shape)
-    shown = np.where(kind < 0.8, tokenizer.mask_token_id, targets)
-    anything = rng.integers(len(tokenizer), size=positions.shape)
-    shown = np.where(kind >= 0.9, anything, shown).astype(np.int32)
+    shown = np.full_like(targets, tokenizer.mask_token_id)
+    if self.masking == 'bert':
+      kind = rng.random(positions.shape)
+      shown = np.where(kind < 0.8, shown, targets)
+      anything = rng.integers(len(tokenizer), size=positions.shape)
+      shown = np.where(kind >= 0.9, anything, shown)
     tokens = np.empty((count, length + 2), np.int32)
     tokens[:, 0] = tokenizer.bos_token_id
     tokens[:, -1] = tokenizer.eos_token_id
     tokens[:, 1:-1] = rows
-    np.put_along_axis(tokens, positions + 1, shown, axis=1)
+    row, place = np.nonzero(hidden)
+    tokens[row, positions[row, place] + 1] = shown[row, place]
+    # Of a position that is not used, <s>, with no weight.
     return {
       'tokens': tokens,
-      'positions': (positions + 1).astype(np.int32),
+      'positions': np.where(hidden, positions + 1, 0).astype(np.int32),
       'targets': targets,
+      'weights': hidden / np.float32(max(1, hidden.sum())),
     }
 
 
