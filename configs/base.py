@@ -144,6 +144,10 @@ def get_config() -> ml_collections.ConfigDict:
     # all read <mask>, as Hardt & Sun's code has it.
     masking='bert',
     log_every=20,  # Steps between lines of history.jsonl.
+    tensorboard=False,  # Also to WORKDIR/tensorboard; extra [tensorboard].
+    # A profiler trace of the steps BEGIN:END, END not included, to
+    # WORKDIR/profile; '': none.
+    profile='',
     # Steps between validations, the best of which so far keeps its parameters
     # in WORKDIR/best; 0: only at the end.
     eval_every=0,

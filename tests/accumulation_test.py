@@ -78,7 +78,7 @@ def run(task, params, texts, *, parts=1, mesh=None, steps=2):
   losses = []
   for number in range(steps):
     batch = task.batch(texts, number, 3)
-    state, loss = step(state, batch, np.int32(number))
+    state, loss, _ = step(state, batch, np.int32(number))
     losses.append(float(loss))
   return losses, state
 

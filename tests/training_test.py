@@ -3,10 +3,6 @@
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
@@ -148,40 +144,6 @@ def test_interrupted_and_resumed_run_ends_with_the_same_bytes(
   assert summary_of(tmp_path)['best_step'] in (5, 10, 12)
   steps = [record['step'] for record in history_of(tmp_path)]
   assert steps == [4, 8, 12]
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_run_ends_with_the_same_bytes(
-  world, finished, tmp_path
-):
-  flags = [
-    f'--config.{section}.{key}={value}'
-    for section in ('corpus', 'train')
-    for key, value in world[section].items()
-  ]
-  started = 0
-  for wait in (0.0, 0.3, 0.6, 120.0):
-    process = subprocess.Popen(
-      [sys.executable, '-m', 'tttnn.main', '--config=configs/train_lm.py']
-      + [f'--workdir={tmp_path}', *flags],
-      cwd=ROOT,
-      stderr=subprocess.DEVNULL,
-    )
-    # Killed while it trains, before it is done.
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-      if (tmp_path / 'history.jsonl').exists():
-        try:
-          process.wait(wait)
-        except subprocess.TimeoutExpired:
-          process.kill()
-          started += 1
-      time.sleep(0.02)
-    assert process.wait() in (0, -signal.SIGKILL)
-  assert process.returncode == 0
-  assert started > 0
-  assert weights_of(tmp_path) == weights_of(finished)
-  assert validations_of(tmp_path) == validations_of(finished)
 
 
 def test_rerunning_a_finished_run_changes_nothing(world, finished, capsys):

@@ -1,8 +1,35 @@
-"""What the run computes on: dtype, compiled programs kept, memory there is."""
+"""What the run computes on: dtype, compiled programs, memory and peak rate."""
 
+import functools
 import os
 
 import jax
+
+from tttnn.benchmarks import peak as peak_lib
+
+# Operations a second of dense bfloat16 products (of float16 where there is no
+# bfloat16), as the makers' data sheets have them, by the beginning of JAX's
+# `device_kind`; the first that fits counts.
+_PEAKS = (
+  ('NVIDIA B200', 2.25e15),
+  ('NVIDIA GH200', 989e12),
+  ('NVIDIA H200', 989e12),
+  ('NVIDIA H100 PCIe', 756e12),
+  ('NVIDIA H100', 989e12),
+  ('NVIDIA A100', 312e12),
+  ('NVIDIA A10G', 70e12),
+  ('NVIDIA L40S', 362e12),
+  ('NVIDIA L4', 121e12),
+  ('Tesla V100', 125e12),
+  ('Tesla T4', 65e12),
+  ('TPU v6 lite', 918e12),
+  ('TPU v5 lite', 197e12),
+  ('TPU v5', 459e12),
+  ('TPU v4', 275e12),
+  # Half a chip, which is a device to JAX.
+  ('TPU v3', 61.5e12),
+  ('TPU v2', 22.5e12),
+)
 
 
 def compute_dtype(name: str) -> str:
@@ -36,3 +63,23 @@ def memory_limit() -> int | None:
   """Bytes that a device gives this process; None on CPU, which does not say."""
   stats = jax.local_devices()[0].memory_stats()
   return stats['bytes_limit'] if stats else None
+
+
+def peak(devices: int) -> float:
+  """Operations a second that so many of the devices can do at most.
+
+  Of bfloat16, by a table. On CPU, where devices share the host, and where the
+  table has no such device, of products that are measured once.
+  """
+  kind = jax.devices()[0].device_kind
+  for beginning, rate in _PEAKS:
+    if kind.startswith(beginning):
+      return devices * rate
+  if jax.default_backend() == 'cpu':
+    return _measured_peak()
+  return devices * _measured_peak()
+
+
+@functools.lru_cache(maxsize=1)
+def _measured_peak() -> float:
+  return peak_lib.matmul(trials=5)

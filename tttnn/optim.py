@@ -13,6 +13,11 @@ import optax
 Schedule = Callable[[jax.Array], jax.Array]
 
 
+def global_norm(tree) -> jax.Array:
+  """The length of all leaves taken as one vector."""
+  return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(tree)))
+
+
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
   """Scales gradients by min(1, max_norm / (norm + 1e-6)), norm over all leaves.
 
@@ -22,9 +27,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
   def update(updates, state, params=None):
     del params
-    squares = [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(updates)]
-    norm = jnp.sqrt(sum(squares))
-    factor = jnp.minimum(1.0, max_norm / (norm + 1e-6))
+    factor = jnp.minimum(1.0, max_norm / (global_norm(updates) + 1e-6))
     return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates), state
 
   return optax.GradientTransformation(lambda _: optax.EmptyState(), update)

@@ -1,11 +1,7 @@
-"""The training loop's parts: schedule, compiled step, validation, history."""
+"""The training loop's parts: schedule, state, compiled step, validation."""
 
 from collections.abc import Callable
 import functools
-import json
-import math
-import os
-import time
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +9,7 @@ import numpy as np
 import optax
 
 from tttnn import objectives
+from tttnn import optim
 from tttnn import sharding
 
 _P = sharding.P
@@ -76,7 +73,9 @@ def compile_step(
   parts: int = 1,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Callable:
-  """(state, batch, step) -> (state, loss), compiled; the state is used up.
+  """(state, batch, step) -> (state, loss, gradient norm), compiled.
+
+  The state is used up. The norm is that of all gradients before clipping.
 
   Args:
     task: what is trained.
@@ -100,7 +99,7 @@ def compile_step(
   places = None
   if mesh is not None:
     shapes = jax.eval_shape(task.model.init, jax.random.key(0))
-    places = _places(optimizer, shapes, mesh), None
+    places = _places(optimizer, shapes, mesh), None, None
 
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=places)
   def step(state, batch, number):
@@ -111,7 +110,8 @@ def compile_step(
     loss, gradient = _gradient(task, params, batch, key, parts, mesh)
     updates, moments = optimizer.update(gradient, state['optimizer'], params)
     params = optax.apply_updates(params, updates)
-    return {'params': params, 'optimizer': moments}, loss
+    state = {'params': params, 'optimizer': moments}
+    return state, loss, optim.global_norm(gradient)
 
   return step
 
@@ -177,79 +177,3 @@ def _places(optimizer, params, mesh) -> dict:
     transform_non_params=lambda _: _P(),
   )
   return sharding.named({'params': specs, 'optimizer': moments}, mesh)
-
-
-class History:
-  """Losses of a run as JSON lines, and on the progress bar.
-
-  A loss is read one step late, so that the device never waits for the host.
-
-  Attributes:
-    last: the newest record, {'step', 'loss', 'tokens_per_second'}.
-  """
-
-  def __init__(self, path: str, first: int, every: int):
-    """Continues `path` at step `first`: later lines are dropped."""
-    self._every = every
-    self._pending = None
-    self._losses = []
-    self._since = time.monotonic()
-    self.last = {'loss': None}
-    kept = []
-    if os.path.exists(path):
-      with open(path, encoding='utf-8') as file:
-        kept = [line for line in file if _step(line) <= first]
-    self._file = open(path, 'w', encoding='utf-8')  # noqa: SIM115
-    self._file.writelines(kept)
-    self._file.flush()
-
-  def __enter__(self) -> 'History':
-    return self
-
-  def __exit__(self, *_) -> None:
-    self._file.close()
-
-  def push(self, number: int, loss: jax.Array, *, tokens: int, bar) -> None:
-    """Takes the loss of step `number`, not waited for yet."""
-    self.settle(bar)
-    self._pending = (number, loss, tokens)
-
-  def settle(self, bar) -> None:
-    """Reads the loss that is pending.
-
-    Raises:
-      ValueError: if it is not finite.
-    """
-    if self._pending is None:
-      return
-    number, loss, tokens = self._pending
-    self._pending = None
-    loss = float(loss)
-    if not math.isfinite(loss):
-      raise ValueError(
-        f'loss {loss} at step {number}: try a smaller train.learning_rate; '
-        'the newest checkpoint is from before'
-      )
-    bar.update()
-    self._losses.append(loss)
-    if (number + 1) % self._every == 0 or number + 1 == bar.total:
-      now = time.monotonic()
-      rate = tokens * len(self._losses) / (now - self._since)
-      self._since = now
-      mean = float(np.mean(self._losses))
-      self._losses.clear()
-      self.note(number + 1, loss=mean, tokens_per_second=round(rate))
-      bar.set_postfix_str(f'loss {mean:.3f}, {rate:,.0f} tokens/s')
-
-  def note(self, step: int, **values) -> None:
-    """Writes a line."""
-    record = {'step': step, **values}
-    if 'loss' in values:
-      self.last = record
-    self._file.write(json.dumps(record) + '\n')
-    self._file.flush()
-
-
-def _step(line: str) -> float:
-  """The step of a line of history; infinite for a torn one."""
-  return json.loads(line)['step'] if line.endswith('\n') else math.inf

@@ -26,7 +26,7 @@ def seconds(call: Callable[[], object], trials: int = _TRIALS) -> float:
   return float(np.median(taken))
 
 
-def matmul() -> float:
+def matmul(trials: int = _TRIALS) -> float:
   """Operations a second of a product.
 
   Of two float32 matrices as a step has them, on CPU; else of two large bfloat16
@@ -39,7 +39,8 @@ def matmul() -> float:
   a = jax.random.normal(key_a, (rows, inner), dtype)
   b = jax.random.normal(key_b, (inner, columns), dtype)
   product = jax.jit(jnp.matmul)
-  return 2 * rows * inner * columns / seconds(lambda: product(a, b))
+  taken = seconds(lambda: product(a, b), trials)
+  return 2 * rows * inner * columns / taken
 
 
 def bandwidth() -> float:

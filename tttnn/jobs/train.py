@@ -2,9 +2,12 @@
 
 Leaves in the work directory: `checkpoints/` (Orbax), `history.jsonl`,
 `export/` (a Hugging Face directory) and `summary.json`, written last; where it
-validates on the way also `best/` (Orbax), the parameters of the smallest loss.
+validates on the way also `best/` (Orbax), the parameters of the smallest loss;
+on request `tensorboard/` and `profile/`. SIGTERM and the first Ctrl-C end it
+after the step that runs, with a checkpoint.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -17,9 +20,14 @@ from tttnn import checkpoint
 from tttnn import device
 from tttnn import estimate
 from tttnn import files
+from tttnn import history as history_lib
+from tttnn import operations
 from tttnn import optim
+from tttnn import prefetch
+from tttnn import profiling
 from tttnn import settings
 from tttnn import sharding
+from tttnn import stopping
 from tttnn import training
 from tttnn.corpus import tokenizer as tokenizer_lib
 from tttnn.jobs import learner as learner_lib
@@ -28,15 +36,20 @@ from tttnn.models import hf
 
 _CHECKPOINTS = 'checkpoints'
 _SUMMARY = 'summary.json'
-# Changing these does not change what a step computes.
+_AHEAD = 2  # Batches made while a step runs.
+# Changing these does not change what a step computes; of accumulation, but for
+# rounding and which units drop out, so that other devices can go on.
 _FREE_KEYS = (
   'steps',
+  'accumulation',
   'log_every',
   'eval_every',
   'eval_batches',
   'checkpoint_every',
   'keep',
   'workers',
+  'tensorboard',
+  'profile',
 )
 
 
@@ -46,16 +59,21 @@ def run(config, workdir: str) -> None:
   Raises:
     ValueError: for a wrong setting or corpus, a checkpoint of another run, or
       a loss that is not finite.
+    SystemExit: with status 0, once a signal has ended it and all is saved.
   """
-  identity = _identity(config)
   if not config.dry_run and is_done(config, workdir):
     print(f'train: {workdir} is trained to step {config.train.steps}')
     return
   device.keep_compiled_programs()
+  with contextlib.closing(learner_lib.make(config, workdir)) as learner:
+    _run(config, workdir, learner)
+
+
+def _run(config, workdir: str, learner: learner_lib.Learner) -> None:
   mesh = sharding.from_config(config.mesh)
-  learner = learner_lib.make(config, workdir)
+  rate = training.schedule(config.train)
   optimizer = optim.adamw(
-    training.schedule(config.train),
+    rate,
     weight_decay=config.train.weight_decay,
     clip_norm=config.train.clip_norm,
   )
@@ -70,49 +88,77 @@ def run(config, workdir: str) -> None:
   if config.dry_run:
     _dry_run(config, learner, step, state)
     return
-  record = {'identity': identity, 'digest': learner.texts['train'].digest}
-  checkpoints, first, state = _restore(config, workdir, state, record)
-  validation = None
-  if 'validation' in learner.texts:
-    validation = validation_lib.Validation(
-      config, workdir, learner, record, mesh
+  record = {
+    'identity': _identity(config),
+    'digest': learner.texts['train'].digest,
+  }
+  with contextlib.ExitStack() as stack:
+    checkpoints, first, state = _restore(config, workdir, state, record)
+    # Whatever ends it, what is being saved is saved.
+    stack.callback(checkpoints.close)
+    validation = None
+    if 'validation' in learner.texts:
+      validation = validation_lib.Validation(
+        config, workdir, learner, record, mesh
+      )
+      stack.callback(validation.close)
+
+    def save(done: int, state) -> None:
+      checkpoints.save(done, state, record, force=True)
+
+    checkpoint.describe(
+      os.path.join(workdir, _CHECKPOINTS), learner.model, learner.tokenizer
     )
-
-  def save(done: int, state) -> None:
-    checkpoints.save(done, state, record, force=True)
-
-  checkpoint.describe(
-    os.path.join(workdir, _CHECKPOINTS), learner.model, learner.tokenizer
-  )
-  state, history = _train(
-    config, workdir, learner, step, first, state, validation, save
-  )
-  checkpoints.close()
+    about = history_lib.Step(
+      tokens=learner.task.tokens,
+      operations=operations.of_step(learner.task, learner.params),
+      peak=device.peak(mesh.size if mesh else 1),
+      learning_rate=rate,
+    )
+    history = _history(config, workdir, first, about)
+    state, reached = _train(
+      config, workdir, learner, step, first, state, validation, save, history
+    )
+    measured = {}
+    if validation is not None and reached == config.train.steps:
+      measured = _validated(config, validation, state['params'])
+  if reached < config.train.steps:
+    print(
+      f'train: saved at step {reached} of {config.train.steps}; the same '
+      'command goes on from here'
+    )
+    raise SystemExit(0)
   summary = {
-    'identity': identity,
+    'identity': record['identity'],
     'steps': config.train.steps,
     'parameters': estimate.count(learner.params),
-    'train_loss': history['loss'],
+    'train_loss': history.last['loss'],
+    **measured,
   }
-  if validation is not None:
-    summary |= _validated(config, validation, state['params'])
-  _export(os.path.join(workdir, 'export'), learner, state['params'])
+  _write(workdir, learner, state['params'], summary)
+
+
+def _write(workdir: str, learner: learner_lib.Learner, params, summary) -> None:
+  """What a finished run leaves; the summary last."""
+  directory = os.path.join(workdir, 'export')
+  if os.path.exists(directory):
+    shutil.rmtree(directory)
+  hf.save(directory, learner.model, params)
+  tokenizer_lib.save(learner.tokenizer, directory)
   files.write_atomic(
     os.path.join(workdir, _SUMMARY), json.dumps(summary, indent=2) + '\n'
   )
-  print(f'train: {os.path.join(workdir, "export")} is a model.path')
+  print(f'train: {directory} is a model.path')
 
 
-def is_done(config, workdir: str) -> bool:
-  """Whether a run of these settings has left its summary."""
-  path = os.path.join(workdir, _SUMMARY)
-  if not os.path.exists(path):
-    return False
-  with open(path, encoding='utf-8') as file:
-    summary = json.load(file)
-  return (
-    summary['identity'] == _identity(config)
-    and summary['steps'] == config.train.steps
+def _history(config, workdir: str, first: int, about) -> history_lib.History:
+  board = os.path.join(workdir, 'tensorboard')
+  return history_lib.History(
+    os.path.join(workdir, 'history.jsonl'),
+    first,
+    config.train.log_every,
+    about,
+    tensorboard=board if config.train.tensorboard else '',
   )
 
 
@@ -132,32 +178,63 @@ def _restore(config, workdir, state, record):
   return checkpoints, first, state
 
 
-def _train(config, workdir, learner, step, first, state, validation, save):
-  """Runs to train.steps; returns the last state and record of history."""
-  train, task = config.train, learner.task
-  history = training.History(
-    os.path.join(workdir, 'history.jsonl'), first, train.log_every
-  )
+def _train(
+  config, workdir, learner, step, first, state, validation, save, history
+):
+  """Runs to train.steps or a signal; returns the last state and its step."""
+  train = config.train
   bar = tqdm.tqdm(
     total=train.steps, initial=first, desc=train.objective, unit=' steps'
   )
+  profile = profiling.Profile(train.profile, os.path.join(workdir, 'profile'))
   validated = range(train.eval_every or train.steps, train.steps)
   validated = validated[:: train.eval_every or 1]
-  with bar, history:
-    for number in range(first, train.steps):
-      batch = task.batch(learner.texts['train'], number, config.seed)
-      state, loss = step(state, batch, np.int32(number))
-      # The loss of the step before is read while this one runs.
-      history.push(number, loss, tokens=task.tokens, bar=bar)
-      done = number + 1
-      if validation is not None and done in validated:
-        loss = validation.loss(done, state['params'])
-        history.note(done, validation_loss=loss)
-      if done % train.checkpoint_every == 0 or done == train.steps:
-        history.settle(bar)
-        save(done, state)
+  batches = _batches(config, learner, range(first, train.steps))
+  done = first
+  with (
+    bar,
+    history,
+    contextlib.closing(batches),
+    profile,
+    # What waits for a text does not hold up the end.
+    stopping.Stop(learner.close) as stop,
+  ):
+    try:
+      for number, batch in batches:
+        profile.before(number)
+        state, loss, norm = step(state, batch, np.int32(number))
+        # The loss of the step before is read while this one runs.
+        history.push(number, loss, norm, bar)
+        profile.after(number, loss)
+        done = number + 1
+        if validation is not None and done in validated:
+          loss = validation.loss(done, state['params'])
+          history.note(
+            done, validation_loss=loss, validation_perplexity=_perplexity(loss)
+          )
+        if stop.signal:
+          break
+        if done % train.checkpoint_every == 0:
+          history.settle(bar)
+          save(done, state)
+    except InterruptedError:
+      if not stop.signal:
+        raise
     history.settle(bar)
-  return state, history.last
+    if done > first:
+      save(done, state)
+  return state, done
+
+
+def _batches(config, learner: learner_lib.Learner, steps: range):
+  """(step, its batch), the next ones made while a step runs."""
+  task, texts = learner.task, learner.texts['train']
+  made = ((step, task.batch(texts, step, config.seed)) for step in steps)
+  return prefetch.prefetch(made, _AHEAD)
+
+
+def _perplexity(loss: float) -> float:
+  return math.exp(min(loss, 700))
 
 
 def _validated(config, validation, params) -> dict:
@@ -166,7 +243,7 @@ def _validated(config, validation, params) -> dict:
   print(f'train: validation loss {loss:.4f} nats a token')
   summary = {
     'validation_loss': loss,
-    'validation_perplexity': math.exp(min(loss, 700)),
+    'validation_perplexity': _perplexity(loss),
   }
   if validation.best is not None:
     summary |= {f'best_{key}': validation.best[key] for key in ('step', 'loss')}
@@ -174,15 +251,7 @@ def _validated(config, validation, params) -> dict:
       f'train: {validation.directory} has those of step '
       f'{validation.best["step"]}, {validation.best["loss"]:.4f} nats a token'
     )
-  validation.close()
   return summary
-
-
-def _export(directory: str, learner: learner_lib.Learner, params) -> None:
-  if os.path.exists(directory):
-    shutil.rmtree(directory)
-  hf.save(directory, learner.model, params)
-  tokenizer_lib.save(learner.tokenizer, directory)
 
 
 def _identity(config) -> dict:
@@ -191,6 +260,19 @@ def _identity(config) -> dict:
   return {'seed': config.seed, 'model.dtype': config.model.dtype} | {
     f'train.{key}': train[key] for key in train if key not in _FREE_KEYS
   }
+
+
+def is_done(config, workdir: str) -> bool:
+  """Whether a run of these settings has left its summary."""
+  path = os.path.join(workdir, _SUMMARY)
+  if not os.path.exists(path):
+    return False
+  with open(path, encoding='utf-8') as file:
+    summary = json.load(file)
+  return (
+    summary['identity'] == _identity(config)
+    and summary['steps'] == config.train.steps
+  )
 
 
 def _check_record(saved: dict, record: dict, directory: str) -> None:
