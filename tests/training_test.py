@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from configs import base
+from configs import train_embedder
 from tests import tiny
 from tttnn import checkpoint
 from tttnn import jobs
@@ -213,6 +214,20 @@ def test_masked_training_makes_an_embedder(world, tmp_path):
   assert model.model_type == 'roberta'
   assert model.context == 32
   assert 'lm_head' not in params
+
+
+def test_the_recipe_of_the_original_embedder_trains(world, tmp_path):
+  _, embedder = tiny.write_models(str(tmp_path))
+  config = train_embedder.get_config('hardt_sun')
+  config.corpus.update(world.corpus)
+  config.train.update(init=embedder, sequence_length=0, steps=4, batch_size=16)
+  config.train.update(decay_every=2, log_every=1, eval_batches=1, window=1)
+  jobs.run(config, str(tmp_path / 'run'))
+  with open(tmp_path / 'run' / 'history.jsonl') as file:
+    rates = [json.loads(line)['learning_rate'] for line in file]
+  np.testing.assert_allclose(rates, [2e-5, 2e-5, 2e-6, 2e-6], rtol=1e-5)
+  with pytest.raises(ValueError, match='train_embedder.py:large'):
+    train_embedder.get_config('large')
 
 
 def test_dropout_changes_the_training_and_is_reproducible(world, tmp_path):
