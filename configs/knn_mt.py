@@ -19,7 +19,7 @@ python -m tttnn.main --config=configs/evaluate.py:knn_lm --workdir=/tmp/try \
   --config.store.path=/tmp/knn_mt/store \
   --config.pairs.test=/tmp/knn_mt/tokens/validation.arrow \
   --config.knn.neighbors=32 --config.knn.temperature=100 \
-  --config.knn.cache=/tmp/try.npz
+  --config.knn.cache=/tmp/try/found
 
 For a million tokens and more: --config.store.index='IVF4096,PQ64;nprobe=32'
 """
