@@ -106,7 +106,7 @@ def test_a_step_is_that_of_torch():
   optimizer = optim.adamw(1e-3, weight_decay=0.1, clip_norm=0)
   step = training.compile_step(one, optimizer, seed=0)
   state = {'params': params, 'optimizer': optimizer.init(params)}
-  state, loss = step(jax.tree.map(np.array, state), batch, np.int32(0))
+  state, loss, _ = step(jax.tree.map(np.array, state), batch, np.int32(0))
   np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
   found = state['params']['decoder']['final_layer_norm']['weight']
   weight = reference.decoder.final_layer_norm.weight.detach().numpy()
