@@ -22,7 +22,7 @@ from tttnn.corpus import tokenizer as tokenizer_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _WORDS = ('the', 'of', 'and', 'to', 'in', 'is', 'it', 'that', 'was', 'for')
-_STEPS = 20  # Between two kills.
+_STEPS = 30  # Between two kills, which take about a second.
 _DEADLINE = 600  # Seconds that a process may take.
 
 
@@ -38,34 +38,42 @@ def main() -> None:
   steps = _STEPS * (args.kills + 1)
   flags = _world(root, rng, steps)
 
+  undisturbed = root / 'undisturbed'
   begin = time.monotonic()
-  undisturbed = _start(root / 'undisturbed', flags)
-  _wait(undisturbed)
+  process = _start(undisturbed, flags)
+  while process.poll() is None and not _step(undisturbed):
+    time.sleep(0.01)
+  starting = time.monotonic() - begin
+  _wait(process)
   seconds = time.monotonic() - begin
-  print(f'undisturbed: {steps} steps, {seconds:.1f} s', flush=True)
+  print(
+    f'undisturbed: {steps} steps in {seconds:.1f} s, {starting:.1f} s of them '
+    'before the first one',
+    flush=True,
+  )
 
-  disturbed = root / 'disturbed'
+  disturbed, hits = root / 'disturbed', 0
   for kill in range(args.kills):
     process = _start(disturbed, flags)
-    if kill % 4 == 3:  # While it starts.
-      moment = 'while starting'
-      _let_run(process, rng.uniform(0, seconds))
+    if kill % 4 == 3:
+      delay = rng.uniform(0, starting)
+      moment = f'{delay:.3f} s after it began'
     else:
-      target = round(steps * (kill + rng.random()) / args.kills)
+      target = round(_STEPS * (kill + rng.random()))
       delay = rng.uniform(0, 0.1)
       moment = f'{delay:.3f} s after step {target}'
       while process.poll() is None and _step(disturbed) < target:
         time.sleep(0.01)
-      _let_run(process, delay)
+    _let_run(process, delay)
     ended = process.poll() is not None
-    process.kill()
-    process.wait()
     if ended and process.returncode:
       _fail(process, f'it failed before kill {kill + 1}')
+    process.kill()
+    process.wait()
+    hits += not ended
     print(
-      f'kill {kill + 1}: {moment}'
-      + (', but it was through' if ended else '')
-      + f'; at step {_step(disturbed)}, checkpoints {_checkpoints(disturbed)}',
+      f'kill {kill + 1}: {moment}{", but it had ended" if ended else ""}; at '
+      f'step {_step(disturbed)}, checkpoints {_checkpoints(disturbed)}',
       flush=True,
     )
   _wait(_start(disturbed, flags))
@@ -77,11 +85,11 @@ def main() -> None:
       ('the parameters', _parameters),
       ('the validations', _validations),
     )
-    if read(disturbed) != read(root / 'undisturbed')
+    if read(disturbed) != read(undisturbed)
   ]
   if differ:
     sys.exit(f'error: {", ".join(differ)} differ, see {workdir}')
-  print(f'same losses and parameters, bit for bit, after {args.kills} kills')
+  print(f'same losses and parameters, bit for bit, after {hits} kills')
 
 
 def _world(root: pathlib.Path, rng: random.Random, steps: int) -> list[str]:
