@@ -215,6 +215,9 @@ def started(*command):
     ['bash', str(ROOT / 'launch' / 'retry.sh'), '--pause=30', '--', *command],
     stderr=subprocess.PIPE,
     text=True,
+    # A shell that starts tests in the background has them ignore SIGINT, which
+    # no bash below could then trap.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
 
 
