@@ -17,7 +17,10 @@ setuptools.setup(
   version=re.search(r"^__version__ = '(.+)'$", _INIT, re.MULTILINE)[1],
   description='Test-time training on nearest neighbours, in JAX',
   packages=setuptools.find_packages(include=['tttnn*', 'configs*']),
-  package_data={'tttnn.reporting': ['*.j2']},
+  package_data={
+    'tttnn.reporting': ['*.css', '*.j2', '*.js'],
+    'tttnn.reporting.published': ['*.csv'],
+  },
   python_requires='>=3.11',
   # Without jax and faiss, of which each platform below brings its own build.
   install_requires=[

@@ -473,8 +473,15 @@ def get_config() -> ml_collections.ConfigDict:
     reference='knn',  # The run that the others are compared with.
   )
   config.report = _section(
-    inputs='',  # Work directories; '': the job's own.
-    title='',
+    # Work directories of evaluate or compare; '': the job's own.
+    inputs='',
+    title='',  # '': the names of the runs.
+    # all: every document counts. faithful: as in the original's processing,
+    # those with the median number of scores of their task (Q28, Q35).
+    aggregation='all',
+    # Published figures to put beside one's own, or to show alone where there is
+    # no run: hardt_sun_2024. '': none.
+    published='',
   )
   config.benchmark = _section(
     # What is measured: ttt (adapting to neighbours) | embed (embedding texts) |

@@ -66,15 +66,16 @@ def test_data_is_shown_as_text():
   run = _run(
     _row(EVIL, task=EVIL), name=EVIL, progress=EVIL, origin={'key': EVIL}
   )
-  html = page.render(EVIL, [run, run])
+  lines = [('methods', EVIL, [['run'], [EVIL]])]
+  html = page.render(EVIL, [run, run], lines)
   parsed = _Parser(html)
   assert len(parsed.all('script')) == 1
   assert len(parsed.all('img')) == 2
   assert not any('onerror' in attributes for _, attributes in parsed.tags)
   assert all(a['alt'] == f'Bars {EVIL}' for a in parsed.all('img'))
-  # Title and h1; then twice: a line of the comparison, the heading, the
+  # Title and h1; caption and line of a table; then twice: the heading, the
   # progress, the domain, the document and its domain.
-  assert parsed.texts.count(EVIL) == 2 + 2 * 6
+  assert parsed.texts.count(EVIL) == 4 + 2 * 5
 
 
 def test_nothing_is_fetched():
@@ -173,6 +174,9 @@ def test_several_runs_are_compared():
     ['a', '2.0000', '1.0000', '-50.0%', '1', 'ttt', 'split'],
     ['b', '2.0000', '1.5000', '-25.0%', '1', 'dynamic_eval', 'split'],
   ]
-  texts = _Parser(page.render('both', runs)).texts
-  assert 'Bits per byte over all documents of each run.' in texts
+  title = page.comparison_title(runs)
+  assert title == 'Bits per byte over all documents of each run.'
+  lines = [('methods', title, page.comparison(runs))]
+  texts = _Parser(page.render('both', runs, lines)).texts
+  assert title in texts and '-25.0%' in texts
   assert 'Bits per byte at 0 passes and at each document\u2019s last.' in texts

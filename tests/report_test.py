@@ -1,6 +1,8 @@
 """The job on work directories made on the spot."""
 
+import csv
 import json
+import math
 import os
 
 import ml_collections
@@ -9,9 +11,10 @@ import pytest
 from tttnn.jobs import report
 
 
-def _config(inputs='', title=''):
+def _config(inputs='', title='', **values):
+  values = {'aggregation': 'all', 'published': ''} | values
   return ml_collections.ConfigDict(
-    {'report': {'inputs': inputs, 'title': title}}
+    {'report': {'inputs': inputs, 'title': title} | values}
   )
 
 
@@ -30,6 +33,8 @@ def _row(doc_id, **fields):
     'neighbors': [{'id': i, 'distance': 1.0 + i} for i in range(5)],
     'missing_neighbors': 0,
     'seconds': {'retrieve': 0.1, 'select': 0.0, 'adapt': 1.0, 'score': 0.2},
+    'adapt_seconds': [0.2] * 5,
+    'score_seconds': [0.1, 0.1],
   } | fields
 
 
@@ -47,11 +52,17 @@ def test_a_finished_run(tmp_path, capsys):
   workdir = _write(tmp_path / 'mine', [_row(0), _row(1)], summary)
   report.run(_config(), workdir)
   folder = workdir / 'report'
+  figures = ('before_after', 'cost', 'curves', 'losses', 'measures')
   assert {path.name for path in folder.iterdir()} == {
     'index.html',
+    'tables',
     'tables.md',
-    'before_after_1.png',
-    'curves_1.png',
+    *(f'{name}_1.{kind}' for name in figures for kind in ('pdf', 'png')),
+  }
+  names = ('before_after', 'by_count', 'cost', 'seconds')
+  assert {path.name for path in (folder / 'tables').iterdir()} == {
+    'scores.csv',
+    *(f'{name}_1.{kind}' for name in names for kind in ('csv', 'tex')),
   }
   out = capsys.readouterr().out
   assert out.startswith('mine: finished.\n')
@@ -61,15 +72,24 @@ def test_a_finished_run(tmp_path, capsys):
   assert '<title>mine</title>' in html
   assert '&#34;jax&#34;: &#34;9.9&#34;' in html and '&#34;x&#34;' not in html
   assert (
-    '| all | 2.8854 | 2.1640 | -25.0% | 5 | 2 |\n'
+    '| all | 2.8854 | 2.1640 | -25.0% | -25.0% to -25.0% | 5 | 2 |\n'
     in (folder / 'tables.md').read_text()
   )
+  with open(folder / 'tables' / 'scores.csv') as file:
+    lines = list(csv.DictReader(file))
+  (line,) = (
+    line
+    for line in lines
+    if (line['task'], line['metric'], line['count'])
+    == ('all', 'bits_per_byte', '5')
+  )
+  assert float(line['value']) == 300 / (200 * math.log(2))
 
 
 def test_only_what_changed_is_written(tmp_path):
   workdir = _write(tmp_path, [_row(0), _row(1)], {'documents': 2})
   report.run(_config(), workdir)
-  files = list((workdir / 'report').iterdir())
+  files = [p for p in (workdir / 'report').rglob('*') if p.is_file()]
   for path in files:
     os.utime(path, (0, 0))
   report.run(_config(), workdir)
@@ -97,14 +117,31 @@ def test_an_unfinished_run(tmp_path, capsys, summary, words):
 
 def test_several_runs(tmp_path, capsys):
   first = _write(tmp_path / 'first', [_row(0), _row(1)])
-  base = _row(0, method='base', at=[0], log_likelihood=[-200.0], neighbors=[])
+  base = _row(
+    0,
+    method='base',
+    at=[0],
+    log_likelihood=[-200.0],
+    neighbors=[],
+    train_loss=[],
+    steps=[],
+    adapt_seconds=[],
+    score_seconds=[0.1],
+  )
   second = _write(tmp_path / 'second', [base])
   report.run(_config(f'{first}, {second}', 'Two'), tmp_path / 'both')
   folder = tmp_path / 'both' / 'report'
   assert {path.name for path in folder.glob('*.png')} == {
     'before_after_1.png',
     'before_after_2.png',
+    'compared.png',
+    'cost_1.png',
+    'counts.png',
     'curves_1.png',
+    'frontier.png',
+    'losses_1.png',
+    'measures_1.png',
+    'seconds.png',
   }
   out = capsys.readouterr().out
   assert 'first: ' in out and 'second: ' in out

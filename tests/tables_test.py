@@ -1,8 +1,11 @@
 """Tables against values worked out by hand."""
 
+import csv
+import io
 import math
 
 from tttnn.reporting import tables
+from tttnn.scoring import intervals
 from tttnn.scoring import metrics
 
 
@@ -105,3 +108,47 @@ def test_markdown_names_the_unit():
   assert '| --- | ---: | ---: | ---: | ---: | ---: |' in page
   assert '| a | 2.0000 | 1.0000 | -50.0% | 2 | 1 |' in page
   assert '| a | 2.0000 | 1.0000 |' in page
+
+
+CELLS = [['run', 'bits'], ['a_b & 50% of {x}^2 \\ #1, ~', '-1,234.5']]
+
+
+def test_csv_is_read_back_without_separators_of_thousands():
+  (head, line) = csv.reader(io.StringIO(tables.render_csv(CELLS)))
+  assert head == ['run', 'bits']
+  assert line == ['a_b & 50% of {x}^2 \\ #1, ~', '-1234.5']
+  grouped = tables.render_csv([['n'], ['1,234,567 (1,000)'], ['1, 2, 3']])
+  assert list(csv.reader(io.StringIO(grouped))) == [
+    ['n'],
+    ['1234567 (1000)'],
+    ['1, 2, 3'],
+  ]
+
+
+def test_latex_shows_text_as_it_is():
+  latex = tables.render_latex(CELLS, 'Of 10 % & more')
+  assert (
+    r'a\_b \& 50\% of \{x\}\textasciicircum{}2 \textbackslash{} \#1, '
+    r'\textasciitilde{} & $-$1,234.5 \\' in latex
+  )
+  assert r'\caption{Of 10 \% \& more}' in latex
+  assert r'\begin{tabular}{lr}' in latex
+  # Balanced, and nothing of the data opens or closes a group.
+  for name in ('table', 'tabular'):
+    assert latex.count(rf'\begin{{{name}}}') == 1
+    assert latex.count(rf'\end{{{name}}}') == 1
+  bare = latex.replace(r'\{', '').replace(r'\}', '')
+  assert bare.count('{') == bare.count('}')
+
+
+def test_intervals_stand_beside_changes():
+  table = _table(('code', [0, 5], [2.0, 1.0]))
+  known = {
+    'code': intervals.Intervals((1.9, 2.1), (0.9, 1.1), (-0.55, math.nan))
+  }
+  head, line = tables.before_after(table, known=known)
+  assert head.index('interval') == head.index('change') + 1
+  assert line[head.index('interval')] == '-'
+  known = {'code': intervals.Intervals((1, 2), (1, 2), (-0.55, 0.004))}
+  line = tables.before_after(table, known=known)[1]
+  assert line[head.index('interval')] == '-55.0% to +0.4%'

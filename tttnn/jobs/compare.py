@@ -317,7 +317,10 @@ def _report(
   contents = {
     'compare.json': json.dumps(results_lib.without_nan(result), indent=2),
     'compare.md': '\n'.join(markdown),
-  } | {name: plots.png(figure) for name, figure in figures.items()}
+  }
+  for name, figure in figures.items():
+    stem, _ = os.path.splitext(name)
+    contents |= {name: plots.png(figure), f'{stem}.pdf': plots.pdf(figure)}
   for name, content in contents.items():
     files.write_if_changed(os.path.join(workdir, name), content)
   for title, cells in found:

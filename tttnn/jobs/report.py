@@ -1,13 +1,21 @@
 """The report job: results.jsonl -> tables, figures and one HTML page."""
 
+import dataclasses
+import itertools
 import json
+import math
 import os
 import pathlib
 
 from tttnn import files
+from tttnn.reporting import compared
+from tttnn.reporting import costs
 from tttnn.reporting import page
 from tttnn.reporting import plots
+from tttnn.reporting import run_plots
 from tttnn.reporting import tables
+from tttnn.scoring import faithful as faithful_lib
+from tttnn.scoring import intervals
 from tttnn.scoring import metrics
 from tttnn.scoring import paired
 from tttnn.scoring import results
@@ -28,53 +36,92 @@ _KEYS = (
 )
 
 
-def run(config, workdir: str | os.PathLike) -> None:
-  """Writes workdir/report/{index.html,tables.md,*.png}; prints the tables.
+@dataclasses.dataclass(frozen=True)
+class _Input:
+  """A run to show.
 
-  An unfinished run is reported as far as it got. Several runs are compared over
+  Attributes:
+    name: of its section.
+    directories: of the runs of `evaluate` that it consists of; the last one is
+      shown. One, but in a comparison whose counts are runs of their own.
+  """
+
+  name: str
+  directories: list[pathlib.Path]
+
+
+def run(config, workdir: str | os.PathLike) -> None:
+  """Writes the report of runs: a page, tables and figures; prints the tables.
+
+  Into workdir/report: index.html; tables.md, all tables; tables/, each as CSV
+  and LaTeX, and scores.csv, what they round; the figures as PNG and PDF. An
+  unfinished run is reported as far as it got. Several runs are compared over
   the documents that all have. A file whose content would stay the same is left
   alone.
 
   Args:
-    config: `report.inputs`, the comma-separated work directories of the runs
-      to show, '' for `workdir`; `report.title`, '' for the names of the runs.
+    config: `report.inputs`, the comma-separated work directories of `evaluate`
+      or `compare` to show, '' for `workdir`; `report.title`, '' for the names
+      of the runs; `report.aggregation`; `report.published`, with which no run
+      need be there.
     workdir: where the report goes.
 
   Raises:
     ValueError: if a run has no results or its rows are malformed; of several,
-      if their protocols differ or no document is in all.
+      if their protocols differ or no document is in all; for a wrong setting.
   """
   workdir = pathlib.Path(workdir)
-  inputs = [i.strip() for i in config.report.inputs.split(',') if i.strip()]
-  directories = [pathlib.Path(i) for i in inputs] or [workdir]
-  runs = [load(path, number) for number, path in enumerate(directories, 1)]
+  if config.report.aggregation not in ('all', 'faithful'):
+    raise ValueError(
+      f'report.aggregation={config.report.aggregation!r} is not all or faithful'
+    )
+  faithful = config.report.aggregation == 'faithful'
+  inputs = _inputs(config, workdir)
+  runs = [
+    load(one.directories[-1], name=one.name, faithful=faithful)
+    for one in inputs
+  ]
   paired.check_protocols(
     [
-      (os.fspath(path), _protocol(path, shown))
-      for path, shown in zip(directories, runs, strict=True)
+      (shown.name, _protocol(one.directories[-1], shown))
+      for one, shown in zip(inputs, runs, strict=True)
     ]
   )
-
-  title = config.report.title or ', '.join(shown.name for shown in runs)
+  compared_tables, figures = _compare(config, inputs, runs)
+  runs = [
+    _drawn(shown, number, faithful) for number, shown in enumerate(runs, 1)
+  ]
+  title = config.report.title or _title(config, runs)
   contents = {
-    'index.html': page.render(title, runs).encode(),
-    'tables.md': _markdown(title, runs).encode(),
+    'index.html': page.render(title, runs, compared_tables, figures).encode(),
+    'tables.md': _markdown(title, runs, compared_tables).encode(),
   }
-  for shown in runs:
-    for figure in filter(None, (shown.before_after, shown.curves)):
-      contents[figure.name] = figure.png
-  (workdir / 'report').mkdir(parents=True, exist_ok=True)
+  for figure in itertools.chain(figures, *map(_figures, runs)):
+    contents |= figure.files
+  for name, caption, cells in itertools.chain(
+    compared_tables, *(_tables(*one) for one in enumerate(runs, 1))
+  ):
+    contents[f'tables/{name}.csv'] = tables.render_csv(cells).encode()
+    latex = tables.render_latex(cells, caption)
+    contents[f'tables/{name}.tex'] = latex.encode()
+  if runs:
+    contents['tables/scores.csv'] = tables.render_csv(_scores(runs)).encode()
+  (workdir / 'report' / 'tables').mkdir(parents=True, exist_ok=True)
   for name, content in contents.items():
     files.write_if_changed(os.fspath(workdir / 'report' / name), content)
 
+  for _, caption, cells in compared_tables:
+    print(f'{caption}\n\n{tables.render_text(cells)}')
   for shown in runs:
     print(f'{shown.name}: {shown.progress or "finished."}\n')
     print(tables.text(shown.table, shown.unit))
   print(f'Report: {(workdir / "report" / "index.html").resolve()}')
 
 
-def load(workdir: pathlib.Path, number: int = 1) -> page.Run:
-  """The run of a work directory, drawn; `number` tells its figures apart.
+def load(
+  workdir: pathlib.Path, *, name: str = '', faithful: bool = False
+) -> page.Run:
+  """The run of a work directory, without figures.
 
   Besides results.jsonl it reads summary.json, where that exists: `documents`,
   how many the run has, and for the page all the rest but the scores, which
@@ -86,28 +133,174 @@ def load(workdir: pathlib.Path, number: int = 1) -> page.Run:
   rows = read_rows(workdir / 'results.jsonl')
   path = workdir / 'summary.json'
   summary = json.loads(path.read_text('utf-8')) if path.exists() else {}
-  table = metrics.aggregate(rows)
-  unit = tables.count_unit(rows[0]['method'])
-  curves = None
-  if len(table.all.by_count) > 1:
-    curves = page.Figure(
-      f'curves_{number}.png',
-      f'Bits per byte over {unit}, a panel a domain.',
-      plots.png(plots.curves(table, unit)),
+  progress = _progress(len(rows), summary)
+  if faithful:
+    everything = len(rows)
+    rows = faithful_lib.kept(rows)
+    table = faithful_lib.aggregate(rows)
+    progress += (
+      f' By the rules of the original: {everything - len(rows):,} of '
+      f'{everything:,} documents are left out, which were not scored as often '
+      'as the median of their domain.'
     )
+  else:
+    table = metrics.aggregate(rows)
   return page.Run(
-    name=workdir.resolve().name,
-    progress=_progress(len(rows), summary),
+    name=name or workdir.resolve().name,
+    progress=progress.strip(),
     rows=rows,
     table=table,
-    before_after=page.Figure(
-      f'before_after_{number}.png',
-      'Bars of bits per byte by domain, the numbers of the table above.',
-      plots.png(plots.before_after(table, unit)),
-    ),
-    curves=curves,
+    before_after=None,
+    curves=None,
     origin={k: v for k, v in summary.items() if k not in _SCORES},
   )
+
+
+def _drawn(shown: page.Run, number: int, faithful: bool) -> page.Run:
+  """With intervals, tables and figures, which `number` tells apart."""
+  rows, table, unit = shown.rows, shown.table, shown.unit
+  known = curves = None
+  if table.all.last_counts[1] and 0 in table.all.by_count:
+    known = intervals.of_table(rows, table, as_published=faithful)
+  if len(table.all.by_count) > 1:
+    curves = page.Figure.draw(
+      f'curves_{number}.png',
+      f'Bits per byte over {unit}, a panel a domain.',
+      plots.curves(table, unit),
+    )
+  more = [('seconds', 'Seconds a document.', costs.seconds_table(rows))]
+  spent = costs.per_neighbor(rows)
+  if spent:
+    one = 'pass' if unit == 'passes' else 'neighbour'
+    cells = costs.cost_table(rows, unit)
+    more.insert(0, ('cost', f'What adapting to a {one} costs.', cells))
+  return dataclasses.replace(
+    shown,
+    known=known,
+    before_after=page.Figure.draw(
+      f'before_after_{number}.png',
+      'Bars of bits per byte by domain, the numbers of the table above.',
+      plots.before_after(table, unit, known),
+    ),
+    curves=curves,
+    more_tables=more,
+    more_figures=list(_more_figures(shown, number, spent, known)),
+  )
+
+
+def _more_figures(shown: page.Run, number: int, spent, known):
+  table, unit = shown.table, shown.unit
+  domains = run_plots.largest(shown.rows)
+  if len(table.tasks) > len(domains):
+    few = run_plots.only(table, domains)
+    yield page.Figure.draw(
+      f'largest_{number}.png',
+      f'The {len(domains)} largest domains before and after.',
+      plots.before_after(few, unit, known),
+    )
+  if len(table.all.by_count) > 1:
+    yield page.Figure.draw(
+      f'measures_{number}.png',
+      f'Bits per byte and perplexities over {unit}, the largest domains.',
+      run_plots.measures(table, domains, unit),
+    )
+    losses = run_plots.losses(shown.rows, table, domains)
+    if losses:
+      yield page.Figure.draw(
+        f'losses_{number}.png',
+        f'Bits per byte, and the loss of training, over {unit}.',
+        losses,
+      )
+  if spent:
+    yield page.Figure.draw(
+      f'cost_{number}.png',
+      'Seconds of adapting once, by domain.',
+      run_plots.cost_boxes(spent),
+    )
+
+
+def _inputs(config, workdir: pathlib.Path) -> list[_Input]:
+  named = [i.strip() for i in config.report.inputs.split(',') if i.strip()]
+  directories = [pathlib.Path(i) for i in named] or [workdir]
+  found = []
+  for directory in directories:
+    about = directory / 'compare.json'
+    if about.exists():
+      several = len(directories) > 1
+      found += _comparison(directory, json.loads(about.read_text()), several)
+    else:
+      found.append(_Input(directory.resolve().name, [directory]))
+  results = workdir / 'results.jsonl'
+  if config.report.published and not named and not results.exists():
+    return [one for one in found if one.directories != [workdir]]
+  return found
+
+
+def _comparison(directory: pathlib.Path, made: dict, several: bool):
+  """The runs of a work directory of `compare`, in its order."""
+  labels = list(dict.fromkeys(point['label'] for point in made['points']))
+  for label in labels:
+    counts = [p['count'] for p in made['points'] if p['label'] == label]
+    whole = directory / 'runs' / label
+    parts = [directory / 'runs' / f'{label}-{count}' for count in counts]
+    name = f'{directory.resolve().name}: {label}' if several else label
+    yield _Input(name, [whole] if whole.exists() else parts)
+
+
+def _compare(config, inputs: list[_Input], runs: list[page.Run]):
+  """(tables, figures) of several runs, and of published ones."""
+  found, figures = [], []
+  if len(runs) > 1:
+    parts = {}
+    for one, shown in zip(inputs, runs, strict=True):
+      first = [read_rows(d / 'results.jsonl') for d in one.directories[:-1]]
+      parts[shown.name] = [*first, shown.rows]
+    found, figures = compared.of_runs(runs, parts)
+  if config.report.published:
+    theirs = compared.with_published(config.report.published, runs)
+    found, figures = found + theirs[0], figures + theirs[1]
+  return found, figures
+
+
+def _title(config, runs: list[page.Run]) -> str:
+  names = [shown.name for shown in runs]
+  return ', '.join(names + [config.report.published] * (not names))
+
+
+def _figures(shown: page.Run) -> list[page.Figure]:
+  first = [shown.before_after, shown.curves]
+  return [figure for figure in (*first, *shown.more_figures) if figure]
+
+
+def _tables(number: int, shown: page.Run):
+  """(file name, title, cells) of a run's tables."""
+  table, unit, known = shown.table, shown.unit, shown.known
+  found = [
+    (
+      'before_after',
+      tables.before_after_title(table, unit, known=bool(known)),
+      tables.before_after(table, unit, known),
+    )
+  ]
+  if len(table.all.by_count) > 1:
+    title = tables.by_count_title(table, unit)
+    found.append(('by_count', title, tables.by_count(table)))
+  for name, title, cells in [*found, *shown.more_tables]:
+    yield f'{name}_{number}', f'{shown.name}: {title}', cells
+
+
+def _scores(runs: list[page.Run]) -> tables.Cells:
+  """Every score of every run, unrounded, a line each."""
+  cells = [['run', 'task', 'metric', 'count', 'documents', 'value']]
+  for shown in runs:
+    for task, curve in shown.table.lines():
+      for count, score in curve.by_count.items():
+        for name in ('bits_per_byte', 'byte_perplexity', 'word_perplexity'):
+          value = getattr(score, name)
+          text = repr(value) if math.isfinite(value) else ''
+          line = [shown.name, task, name, str(count), str(score.documents)]
+          cells.append([*line, text])
+  return cells
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
@@ -175,15 +368,18 @@ def _progress(rows: int, summary: dict) -> str:
   return ''
 
 
-def _markdown(title: str, runs: list[page.Run]) -> str:
+def _markdown(
+  title: str, runs: list[page.Run], compared_tables: compared.Tables
+) -> str:
   parts = [f'# {tables.escape(title)}\n']
-  if len(runs) > 1:
-    parts.append(page.comparison_title(runs) + '\n')
-    parts.append(tables.render_markdown(page.comparison(runs)))
-  for shown in runs:
-    if len(runs) > 1:
+  for _, caption, cells in compared_tables:
+    parts.append(f'{caption}\n\n{tables.render_markdown(cells)}')
+  for number, shown in enumerate(runs, 1):
+    if len(runs) + len(compared_tables) > 1:
       parts.append(f'## {tables.escape(shown.name)}\n')
     if shown.progress:
       parts.append(shown.progress + '\n')
-    parts.append(tables.markdown(shown.table, shown.unit))
+    for _, caption, cells in _tables(number, shown):
+      caption = caption.removeprefix(f'{shown.name}: ')
+      parts.append(f'{caption}\n\n{tables.render_markdown(cells)}')
   return '\n'.join(parts)

@@ -7,11 +7,14 @@ import dataclasses
 from importlib import resources
 import json
 import math
+import os
 import statistics
 
 import jinja2
 
+from tttnn.reporting import plots
 from tttnn.reporting import tables
+from tttnn.scoring import intervals
 from tttnn.scoring import metrics
 from tttnn.scoring import paired
 
@@ -20,11 +23,23 @@ _MAX_DOCUMENTS = 2000  # Lines of the table of documents that browsers bear.
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-  """A drawn figure: its file name, what it shows in words, and its PNG."""
+  """A drawn figure: its file name, what it shows in words, PNG and PDF."""
 
   name: str
   description: str
   png: bytes
+  pdf: bytes = b''
+
+  @classmethod
+  def draw(cls, name: str, description: str, figure) -> 'Figure':
+    """Draws a figure of matplotlib; `name` is that of the PNG."""
+    return cls(name, description, plots.png(figure), plots.pdf(figure))
+
+  @property
+  def files(self) -> dict[str, bytes]:
+    """File name -> content."""
+    stem, _ = os.path.splitext(self.name)
+    return {self.name: self.png, f'{stem}.pdf': self.pdf}
 
   @property
   def width(self) -> int:
@@ -46,19 +61,25 @@ class Run:
     progress: what is missing; '' for a finished run.
     rows: of results.jsonl.
     table: the rows aggregated.
-    before_after: bars by domain.
-    curves: curves by domain; None where the run has one count.
+    before_after: bars by domain; None before they are drawn.
+    curves: curves by domain; None, too, where the run has one count.
     origin: JSON values that say where the numbers come from: configuration,
       versions. May be empty.
+    known: intervals of the lines of `table`, by their label.
+    more_tables: (name, title, cells) of each.
+    more_figures: besides the two.
   """
 
   name: str
   progress: str
   rows: Sequence[Mapping]
   table: metrics.Table
-  before_after: Figure
+  before_after: Figure | None
   curves: Figure | None
   origin: Mapping
+  known: Mapping[str, intervals.Intervals] | None = None
+  more_tables: Sequence[tuple[str, str, tables.Cells]] = ()
+  more_figures: Sequence[Figure] = ()
 
   @property
   def method(self) -> str:
@@ -81,8 +102,16 @@ class Run:
     return tables.count_unit(self.method)
 
 
-def render(title: str, runs: Sequence[Run]) -> str:
+def render(
+  title: str,
+  runs: Sequence[Run],
+  compared: Sequence[tuple[str, str, tables.Cells]] = (),
+  figures: Sequence[Figure] = (),
+) -> str:
   """The page as HTML. Names and ids from data are shown as text.
+
+  Before the runs come the tables (name, title, cells) and figures that are of
+  several.
 
   It has no time stamp and asks nothing of the network: equal runs give equal
   pages.
@@ -96,8 +125,9 @@ def render(title: str, runs: Sequence[Run]) -> str:
   )
   return environment.from_string(source.read_text('utf-8')).render(
     title=title,
-    comparison=comparison(runs) if len(runs) > 1 else [],
-    comparison_title=comparison_title(runs) if len(runs) > 1 else '',
+    compared=compared,
+    figures=figures,
+    named=len(runs) + len(compared) > 1,
     sections=[_section(run) for run in runs],
   )
 
@@ -183,12 +213,16 @@ def _section(run: Run) -> dict:
     'progress': run.progress,
     'facts': summary(run),
     'headline': _headline(run.table.all.last, run.table.all.last_counts),
-    'before_after': tables.before_after(run.table, run.unit),
-    'before_after_title': tables.before_after_title(run.table, run.unit),
+    'before_after': tables.before_after(run.table, run.unit, run.known),
+    'before_after_title': tables.before_after_title(
+      run.table, run.unit, known=bool(run.known)
+    ),
     'before_after_figure': run.before_after,
     'by_count': tables.by_count(run.table),
     'by_count_title': tables.by_count_title(run.table, run.unit),
     'by_count_figure': run.curves,
+    'tables': run.more_tables,
+    'figures': run.more_figures,
     'totals': len(run.table.totals()),
     'document_head': head.split(),
     'documents': lines[:_MAX_DOCUMENTS],

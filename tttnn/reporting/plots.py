@@ -20,6 +20,7 @@ from matplotlib import ticker
 import numpy as np
 
 from tttnn.reporting import tables
+from tttnn.scoring import intervals
 from tttnn.scoring import metrics
 
 # Of Okabe & Ito's palette, which every kind of colour vision tells apart.
@@ -72,12 +73,15 @@ class Panel:
 
 @style.context(STYLE)
 def before_after(
-  table: metrics.Table, unit: str = 'neighbours'
+  table: metrics.Table,
+  unit: str = 'neighbours',
+  known: Mapping[str, intervals.Intervals] | None = None,
 ) -> figure.Figure:
   """Bars of bits per byte at 0 and at each document's last count.
 
   Totals come first, then the domains, largest gain first; the number at a
   pair of bars is the relative change. A run without adaptation has one bar.
+  With intervals by label, bars have them.
   """
   totals, domains = table.totals(), _domains(table)
   lines = totals + domains
@@ -90,7 +94,8 @@ def before_after(
   )
   ax = fig.add_subplot()
   if table.all.last_counts[1]:
-    _paired_bars(ax, rows, scores, table.all.last_counts, unit)
+    drawn = [known[name] for name, _ in lines] if known else []
+    _paired_bars(ax, rows, scores, table.all.last_counts, unit, drawn)
     fig.legend(
       loc='outside upper center',
       ncols=3,
@@ -103,7 +108,7 @@ def before_after(
     ax.barh(rows, [s.bits_per_byte for s in scores], 0.6, color=_BETTER)
   ax.set_yticks(rows, [two_lines(name) for name, _ in lines], parse_math=False)
   ax.set_ylim(rows[-1] + 0.6, -0.6)
-  ax.set_xlim(0, 1.18 * max(_finite(_values(scores)), default=1))
+  ax.set_xlim(0, 1.18 * max(_finite(_reach(scores, known)), default=1))
   ax.set_xlabel('bits per byte' + _note(table))
   ax.grid(visible=False, axis='y')
   ax.tick_params(axis='y', length=0)
@@ -272,6 +277,7 @@ def _paired_bars(
   scores: Sequence[metrics.Score],
   counts: tuple[int, int],
   unit: str,
+  known: Sequence[intervals.Intervals],
 ) -> None:
   # Worse by at least what the printed number shows.
   worse = np.array([round(score.change, 3) > 0 for score in scores])
@@ -300,10 +306,17 @@ def _paired_bars(
         hatch=hatch,
         label=label + suffix,
       )
-  for row, score in zip(rows, scores, strict=True):
+  ends = [_values([score]) for score in scores]
+  for row, own, end in zip(rows, known, ends, strict=False):
+    for shift, (low, high) in ((-0.2, own.before), (0.2, own.after)):
+      ax.plot(
+        [low, high], [row + shift] * 2, '|-', color='black', markersize=4, lw=1
+      )
+      end.append(high)
+  for row, score, end in zip(rows, scores, ends, strict=True):
     ax.annotate(
       tables.percent(score.change),
-      (max(_finite(_values([score])), default=0), row),
+      (max(_finite(end), default=0), row),
       xytext=(4, 0),
       textcoords='offset points',
       verticalalignment='center',
@@ -370,6 +383,15 @@ def two_lines(name: str) -> str:
 
 def _values(scores: Iterable[metrics.Score]) -> list[float]:
   return [v for s in scores for v in (s.bits_per_byte, s.base_bits_per_byte)]
+
+
+def _reach(
+  scores: Iterable[metrics.Score],
+  known: Mapping[str, intervals.Intervals] | None,
+) -> list[float]:
+  """How far bars and their intervals reach."""
+  ends = [end for i in (known or {}).values() for end in (*i.before, *i.after)]
+  return _values(scores) + ends
 
 
 def _finite(values: Iterable[float]) -> list[float]:

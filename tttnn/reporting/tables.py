@@ -1,15 +1,19 @@
-"""Tables of a run: Markdown for files, aligned text for terminals.
+"""Tables of a run: Markdown, CSV and LaTeX for files, text for terminals.
 
 A table is a list of rows of cells, the header first; the first column is text,
 the others are numbers.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
+import csv
+import io
 import math
 import re
 
 import numpy as np
 
+from tttnn.scoring import intervals
 from tttnn.scoring import metrics
 
 Cells = list[list[str]]
@@ -41,11 +45,16 @@ def text(table: metrics.Table, unit: str = 'neighbours') -> str:
   return render_text(before_after(table, unit))
 
 
-def before_after(table: metrics.Table, unit: str = 'neighbours') -> Cells:
+def before_after(
+  table: metrics.Table,
+  unit: str = 'neighbours',
+  known: Mapping[str, intervals.Intervals] | None = None,
+) -> Cells:
   """Bits per byte of each domain at 0 and at the last count.
 
   Each document enters with the last count it was scored at, so both columns
-  are over the same documents; the column named `unit` shows the counts.
+  are over the same documents; the column named `unit` shows the counts. With
+  intervals by label, there is a column of those of the change.
   """
   if not table.all.last_counts[1]:
     head = ['domain', 'bits per byte', 'documents']
@@ -54,8 +63,11 @@ def before_after(table: metrics.Table, unit: str = 'neighbours') -> Cells:
       for name, c in table.lines()
     ]
   head = ['domain', 'before', 'after', 'change', unit, 'documents']
-  return [head] + [
-    [
+  if known:
+    head.insert(4, 'interval')
+  cells = [head]
+  for name, curve in table.lines():
+    line = [
       name,
       number(curve.last.base_bits_per_byte),
       number(curve.last.bits_per_byte),
@@ -63,15 +75,25 @@ def before_after(table: metrics.Table, unit: str = 'neighbours') -> Cells:
       count_range(curve.last_counts),
       f'{curve.last.documents:,}',
     ]
-    for name, curve in table.lines()
-  ]
+    if known:
+      line.insert(4, percent_range(known[name].change))
+    cells.append(line)
+  return cells
 
 
-def before_after_title(table: metrics.Table, unit: str = 'neighbours') -> str:
-  """What `before_after` shows, in a sentence."""
+def before_after_title(
+  table: metrics.Table, unit: str = 'neighbours', *, known: bool = False
+) -> str:
+  """What `before_after` shows, in a sentence or two; `known`: intervals."""
   if not table.all.last_counts[1]:
     return 'Bits per byte.'
-  return f'Bits per byte at 0 {unit} and at each document\u2019s last.'
+  title = f'Bits per byte at 0 {unit} and at each document\u2019s last.'
+  if known:
+    title += (
+      f' Interval of the change: the middle {intervals.LEVEL:.0%} (paired '
+      'bootstrap over documents).'
+    )
+  return title
 
 
 def by_count(table: metrics.Table) -> Cells:
@@ -122,6 +144,13 @@ def percent(value: float) -> str:
   return f'{value:+z.1%}' if math.isfinite(value) else '-'
 
 
+def percent_range(interval: tuple[float, float]) -> str:
+  """'-3.1% to -1.0%'; '-' where an end is not known."""
+  if not all(map(math.isfinite, interval)):
+    return '-'
+  return ' to '.join(map(percent, interval))
+
+
 def count_range(counts: tuple[int, int]) -> str:
   """'5', or '3-5' where documents differ."""
   return '-'.join(map(str, sorted(set(counts))))
@@ -156,3 +185,51 @@ def render_markdown(cells: Cells) -> str:
 def escape(value: str) -> str:
   """Markdown that shows `value` as plain text, in a table too."""
   return re.sub(r'([\\`*\[\]<>|&~])', r'\\\1', plain(value))
+
+
+def render_csv(cells: Cells) -> str:
+  """The cells as CSV; numbers without separators of thousands."""
+  buffer = io.StringIO()
+  writer = csv.writer(buffer, lineterminator='\n')
+  for row in cells:
+    writer.writerow([_GROUPED.sub('', plain(cell)) for cell in row])
+  return buffer.getvalue()
+
+
+def render_latex(cells: Cells, caption: str) -> str:
+  """The cells as a LaTeX table by the package booktabs, captioned."""
+  head, *rows = [[_latex(cell) for cell in row] for row in cells]
+  lines = [
+    r'\begin{table}',
+    rf'\caption{{{_latex(caption)}}}',
+    r'\centering',
+    rf'\begin{{tabular}}{{l{"r" * (len(head) - 1)}}}',
+    r'\toprule',
+    f'{" & ".join(head)} \\\\',
+    r'\midrule',
+    *(f'{" & ".join(row)} \\\\' for row in rows),
+    r'\bottomrule',
+    r'\end{tabular}',
+    r'\end{table}',
+  ]
+  return '\n'.join(lines) + '\n'
+
+
+# A comma between digits of a number that is grouped by it.
+_GROUPED = re.compile(r'(?<=\d),(?=\d{3}(?:\D|$))')
+_LATEX = {
+  '\\': r'\textbackslash{}',
+  '~': r'\textasciitilde{}',
+  '^': r'\textasciicircum{}',
+  '<': r'\textless{}',
+  '>': r'\textgreater{}',
+  '|': r'\textbar{}',
+  '\u2019': "'",
+  **{sign: rf'\{sign}' for sign in '&%$#_{}'},
+}
+
+
+def _latex(value: str) -> str:
+  """LaTeX that shows `value` as plain text; a sign before a number as such."""
+  text = ''.join(_LATEX.get(sign, sign) for sign in plain(value))
+  return re.sub(r'(?<![\w.])-(?=\d)', '$-$', text)

@@ -209,8 +209,13 @@ def _perplexity(log_likelihood: float, pieces: int) -> float:
     return float(np.exp(-log_likelihood / pieces))
 
 
-def _pile_all(curves: Mapping[str, Curve]) -> Curve | None:
-  if curves.keys() != PILE_WEIGHTS.keys():
+def weighted(curves: Mapping[str, Curve]) -> Curve | None:
+  """The domains' bits per byte summed with PILE_WEIGHTS, at common counts.
+
+  Weights of domains that are not there are not made up for. None without
+  domains.
+  """
+  if not curves:
     return None
   counts = set.intersection(*(set(c.by_count) for c in curves.values()))
   smallest, largest = zip(
@@ -224,6 +229,10 @@ def _pile_all(curves: Mapping[str, Curve]) -> Curve | None:
     _weighted({t: c.last for t, c in curves.items()}),
     (min(smallest), max(largest)),
   )
+
+
+def _pile_all(curves: Mapping[str, Curve]) -> Curve | None:
+  return weighted(curves) if curves.keys() == PILE_WEIGHTS.keys() else None
 
 
 def _weighted(scores: Mapping[str, Score]) -> Score:
