@@ -430,6 +430,10 @@ def get_config() -> ml_collections.ConfigDict:
     # document's runs of retrieval.overlap_words words, is left out of the
     # second table of the summary; 0: none is left out.
     near_duplicate=0.5,
+    # Keep the log-likelihood of each token at each count, and the beginnings of
+    # the neighbours' texts, in tokens.bin beside the rows: what the page of
+    # `report` colours texts by, and shows of neighbours. Changes no row.
+    save_tokens=False,
     # Documents between two checkpoints of what is carried on.
     checkpoint_every=10,
     # Of pairs.test: also write outputs for its inputs, by generate.max_tokens,

@@ -16,6 +16,7 @@ from tests import world as world_lib
 from tttnn import jobs
 from tttnn.corpus import pairs as pairs_lib
 from tttnn.scoring import results as results_lib
+from tttnn.scoring import token_scores
 from tttnn.scoring import translation
 
 pytestmark = pytest.mark.usefixtures('compile_fast')
@@ -107,6 +108,27 @@ def finished(config, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('finished')
   jobs.run(config, str(workdir))
   return workdir
+
+
+@one_model
+@pytest.mark.parametrize('method', ['base', 'knn_lm'])
+def test_scores_of_tokens_are_kept(config, tmp_path, method):
+  config = changed(
+    config, method=method, eval__generate=False, eval__save_tokens=True
+  )
+  jobs.run(config, str(tmp_path))
+  reader = token_scores.Reader(str(tmp_path))
+  rows = rows_of(tmp_path)
+  assert {row['doc_id'] for row in rows} == set(reader.ids)
+  for row in rows:
+    tokens = reader.read(row['doc_id'])
+    assert len(tokens.text.encode()) == row['num_bytes']
+    assert tokens.query  # The input.
+    scores_CxT = tokens.of_row(row)
+    assert scores_CxT.shape == (len(row['at']), row['num_tokens'])
+    np.testing.assert_allclose(
+      scores_CxT.sum(1), row['log_likelihood'], rtol=1e-6
+    )
 
 
 def test_log_likelihoods_are_those_of_all_keys(config, oracle, finished):

@@ -138,7 +138,7 @@ def _base(world, model, documents) -> Side:
     made = works.make(config, model, find, {0}, documents)
     rows = {}
     for work, outcome in pool.run(prefetch.prefetch(made, pool.slots + 1)):
-      row = works.row(config, work, outcome)
+      row = works.row(config, model.tokenizer, work, outcome)
       rows[row['doc_id']] = row['log_likelihood'][-1]
     return [rows[document.doc_id] for document in documents]
 

@@ -8,6 +8,7 @@ every text has an encoding and decodes to itself.
 from collections.abc import Iterable
 from collections.abc import Sequence
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -190,3 +191,32 @@ def decode(
   return tokenizer.decode(
     ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
   )
+
+
+def pieces(
+  tokenizer: transformers.PreTrainedTokenizerBase,
+  text: str,
+  tokens: Sequence[int],
+) -> tuple[str, list[int]]:
+  """(text, where each token ends in it, in characters), the ends ascending.
+
+  Of tokens that share a character the first has it, and the others are empty;
+  as is a token behind the text, such as its end. Of tokens that are not those
+  of the text, each is decoded by itself, and the text is what they make.
+  """
+  found = tokenizer(
+    text,
+    add_special_tokens=False,
+    truncation=False,
+    padding=False,
+    return_offsets_mapping=True,
+    verbose=False,
+  )
+  ids, offsets = found['input_ids'], found['offset_mapping']
+  if ids != list(tokens[: len(ids)]) or len(tokens) > len(ids) + 1:
+    parts = [decode(tokenizer, [token]) for token in tokens]
+    return ''.join(parts), list(itertools.accumulate(map(len, parts)))
+  ends = list(itertools.accumulate((end for _, end in offsets), max))
+  if ends:
+    ends[-1] = len(text)  # Of white space at the end that no token has.
+  return text, ends + [len(text)] * (len(tokens) - len(ids))

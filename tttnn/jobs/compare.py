@@ -181,6 +181,7 @@ def _on_validation(config):
     eval__rank=0,
     eval__world_size=1,
     eval__missing_tasks='allow',
+    eval__save_tokens=False,
   )
 
 

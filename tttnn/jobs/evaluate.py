@@ -177,6 +177,7 @@ def _alpha(config, workdir: str, at: set[int]) -> float | None:
   documents = documents_lib.read(config.eval.validation)
   searching = config.copy_and_resolve_references()
   searching.retrieval.save = ''
+  searching.eval.save_tokens = False
   results = _evaluated(searching, workdir, 'validation', at, documents, None)
   alpha = interpolation.best([results.rows[d.doc_id] for d in documents])
   print(f'evaluate: alpha is {alpha:g}, the best on {config.eval.validation}')
@@ -228,6 +229,7 @@ def _evaluated(
       name,
       process=distributed.index(),
       processes=distributed.count(),
+      tokens=config.eval.save_tokens,
     )
   done = sum(document.doc_id in results.rows for document in documents)
   print(f'evaluate: {len(documents)} documents, {done} done')
@@ -270,7 +272,7 @@ def _evaluate(
     made = works.make(
       config, model, find, at, todo, carry.task if carry else ''
     )
-    _write_rows(config, pool, made, len(todo), results, carry, alpha)
+    _write_rows(config, model, pool, made, len(todo), results, carry, alpha)
 
 
 def _task_by_task(
@@ -298,6 +300,7 @@ def _carry(config, workdir, pool: pool_lib.Pool, results) -> carry_lib.Carry:
 
 def _write_rows(
   config,
+  model: language_model.LanguageModel,
   pool: pool_lib.Pool,
   made: works.Works,
   total: int,
@@ -308,7 +311,7 @@ def _write_rows(
   def rows():
     # Neighbours are looked up while other documents adapt.
     for work, outcome in pool.run(prefetch.prefetch(made, pool.slots + 1)):
-      row = works.row(config, work, outcome, alpha)
+      row = works.row(config, model.tokenizer, work, outcome, alpha)
       yield row
       if carry:
         carry.end(pool.state, row['task'], list(results.rows))

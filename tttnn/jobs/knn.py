@@ -143,7 +143,7 @@ def rows(
   """
   if config.method == 'knn_lm':
     for one, found, searching in looked_up(config, model, documents):
-      yield row_of_found(config, one, found, searching)
+      yield row_of_found(config, model.tokenizer, one, found, searching)
     return
   with scorer(config, model) as score:
     yield from score(documents)
@@ -161,7 +161,7 @@ def scorer(
   store = open_store(config)
   reader = reader or Reader(model, store.manifest.keys)
   about = {'fingerprint': _fingerprint(model), 'dim': reader.dim}
-  with mixer(config, store, **about) as mix:
+  with mixer(config, store, model.tokenizer, **about) as mix:
     yield lambda documents: mix(map(reader, _cases(config, model, documents)))
 
 
@@ -174,7 +174,7 @@ def open_store(config) -> store_lib.Store:
 
 @contextlib.contextmanager
 def mixer(
-  config, store: store_lib.Store, fingerprint: str, dim: int
+  config, store: store_lib.Store, tokenizer, fingerprint: str, dim: int
 ) -> Iterator[Callable[[Iterable[Read]], Iterator[dict]]]:
   """(what was read) -> a row of each by a search, for the length of a context.
 
@@ -184,6 +184,7 @@ def mixer(
   Args:
     config: of the run.
     store: of the run.
+    tokenizer: of what is read.
     fingerprint: of the model that reads.
     dim: of its keys.
 
@@ -196,7 +197,7 @@ def mixer(
 
       def mix(read):
         for found in _find(config, store, neighbors, cache, read):
-          yield row_of_found(config, *found)
+          yield row_of_found(config, tokenizer, *found)
 
     else:
       walk = _walk(config, store, neighbors)
@@ -205,7 +206,7 @@ def mixer(
         read = prefetch.prefetch(read, 2)
         for batch in prefetch.batches(read, _BATCH):
           for found in _of_the_automaton(config, store, neighbors, walk, batch):
-            yield _row(config, *found)
+            yield _row(config, tokenizer, *found)
         print(f'evaluate: {walk.saved:.3f} of the searches are saved')
 
     yield mix
@@ -296,12 +297,15 @@ def log_probability(
 
 
 def row_of_found(
-  config, one: Read, found: knn_tuning.Cache, searching: float
+  config, tokenizer, one: Read, found: knn_tuning.Cache, searching: float
 ) -> dict:
-  """The row of what a search of so many seconds found."""
+  """The row of what a search of so many seconds found.
+
+  The tokenizer is that of the document's tokens.
+  """
   log_p_T = log_probability(found, knn_lm.Settings.create(config.knn))
   nearest_T = knn_tuning.nearest(found.distances_Txk, found.values_Txk)
-  return _row(config, one, log_p_T, nearest_T, {}, searching)
+  return _row(config, tokenizer, one, log_p_T, nearest_T, {}, searching)
 
 
 def _cases(config, model, documents) -> Iterator[documents_lib.Case]:
@@ -441,6 +445,7 @@ def automaton(
 
 def _row(
   config,
+  tokenizer,
   one: Read,
   log_p_knn_T: np.ndarray,
   nearest_T: np.ndarray,
@@ -457,10 +462,15 @@ def _row(
   scores = [math.fsum(one.log_p_lm_T), math.fsum(mixed_T)]
   mixed = one.seconds + time.monotonic() - begin
   known = rows_lib.about(config, one.case)
+  at = [0, config.knn.neighbors]
+  tokens = rows_lib.tokens(
+    config, tokenizer, one.case, [one.log_p_lm_T, mixed_T], at
+  )
   return {
     **known,
     **more,
-    'at': [0, config.knn.neighbors],
+    **tokens,
+    'at': at,
     'log_likelihood': scores,
     'train_loss': [],
     'steps': [],

@@ -75,7 +75,9 @@ def run(config, workdir: str, identity_of: Callable[..., dict]) -> None:
     _dry_run(config, load(config, pairs), pairs, chosen)
     return
   identity = identity_of(config)
-  results = results_lib.Results(workdir, identity)
+  results = results_lib.Results(
+    workdir, identity, tokens=config.eval.save_tokens
+  )
   outputs = None
   if config.eval.generate:
     written = pair_texts.identity(config, identity)
@@ -176,19 +178,19 @@ def _rows(
   """A row of `results.jsonl` for each pair whose id is wanted."""
   if config.method == 'base':
     for read in Reader(config, model, pairs, chosen)(wanted):
-      yield _base_row(config, read)
+      yield _base_row(config, model.tokenizer, read)
     return
   store = knn.open_store(config)
   reader = Reader(config, model, pairs, chosen, store.manifest.keys)
   if config.method == 'knn_lm':
     kept, missing = knn.cached(config, reader.cases(wanted))
     for one, found in kept:
-      yield knn.row_of_found(config, one, found, 0.0)
+      yield knn.row_of_found(config, model.tokenizer, one, found, 0.0)
     wanted = {case.document.doc_id for case in missing}
     if not wanted:
       return
   about = {'fingerprint': model.fingerprint(), 'dim': reader.dim}
-  with knn.mixer(config, store, **about) as mix:
+  with knn.mixer(config, store, model.tokenizer, **about) as mix:
     yield from mix(reader(wanted))
 
 
@@ -288,18 +290,23 @@ class Reader:
     )
 
 
-def _base_row(config, read: knn.Read) -> dict:
+def _base_row(config, tokenizer, read: knn.Read) -> dict:
   known = rows_lib.about(config, read.case)
   times = {'retrieve': 0.0, 'adapt': 0.0, 'score': read.seconds}
-  return known | {
-    'at': [0],
-    'log_likelihood': [math.fsum(read.log_p_lm_T)],
-    'train_loss': [],
-    'steps': [],
-    'seconds': known['seconds'] | times,
-    'adapt_seconds': [],
-    'score_seconds': [read.seconds],
-  }
+  tokens = rows_lib.tokens(config, tokenizer, read.case, [read.log_p_lm_T], [0])
+  return (
+    known
+    | tokens
+    | {
+      'at': [0],
+      'log_likelihood': [math.fsum(read.log_p_lm_T)],
+      'train_loss': [],
+      'steps': [],
+      'seconds': known['seconds'] | times,
+      'adapt_seconds': [],
+      'score_seconds': [read.seconds],
+    }
+  )
 
 
 def _of_tokens(rows: Sequence[dict]) -> dict:

@@ -1,8 +1,18 @@
 """What a row of `results.jsonl` says of a document, whatever the method."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import jsonl
 from tttnn.corpus import pairs
+from tttnn.corpus import tokenizer as tokenizer_lib
+from tttnn.scoring import results
+from tttnn.scoring import token_scores
+
+# Characters of a neighbour, and of a query, that are kept with token scores.
+_KEPT = 4000
 
 
 def about(config, case: documents_lib.Case) -> dict:
@@ -21,6 +31,43 @@ def about(config, case: documents_lib.Case) -> dict:
     'missing_neighbors': 0,
     'seconds': {'retrieve': 0.0, 'select': 0.0},
   }
+
+
+def tokens(
+  config,
+  tokenizer,
+  case: documents_lib.Case,
+  scores: Sequence[np.ndarray],
+  at: Sequence[int],
+  neighbors: Sequence[str] = (),
+  *,
+  mixture: bool = False,
+) -> dict[str, token_scores.Tokens]:
+  """What a row has beside its line: nothing without eval.save_tokens.
+
+  Args:
+    config: of the run.
+    tokenizer: of the scored tokens.
+    case: the document.
+    scores: log-likelihoods [T] of its tokens, nats, one a count.
+    at: the counts.
+    neighbors: texts, in the row's order.
+    mixture: as of `token_scores.Tokens`.
+  """
+  if not config.eval.save_tokens:
+    return {}
+  text, ends = tokenizer_lib.pieces(tokenizer, case.text, case.tokens)
+  kept = token_scores.Tokens(
+    text=text,
+    ends_T=np.array(ends, np.uint32),
+    at=list(at),
+    scores_CxT=np.stack([np.asarray(one, np.float32) for one in scores]),
+    mixture=mixture,
+    query=case.query[:_KEPT] if case.query != case.text else '',
+    neighbors=[neighbor[:_KEPT] for neighbor in neighbors],
+    neighbor_chars=[len(neighbor) for neighbor in neighbors],
+  )
+  return {results.TOKENS: kept}
 
 
 def windows(config) -> dict[str, int]:

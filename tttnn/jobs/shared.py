@@ -36,6 +36,7 @@ _FREE_KEYS = (
   'eval.window',
   'eval.stride',
   'eval.near_duplicate',
+  'eval.save_tokens',
   'eval.checkpoint_every',
   'eval.validation',
 )

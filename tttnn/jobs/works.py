@@ -40,10 +40,14 @@ class Key:
 
   Attributes:
     row: what it says before anything is computed.
+    case: the document.
+    neighbors: texts of those that it has.
     probabilities_T: of `interpolation`, those of the neighbours' tokens.
   """
 
   row: dict
+  case: documents_lib.Case
+  neighbors: list[str]
   probabilities_T: np.ndarray | None = None
 
 
@@ -135,9 +139,13 @@ def make(
 
 
 def row(
-  config, work: schedule.Work, outcome: ttt.Outcome, alpha: float | None = None
+  config,
+  tokenizer,
+  work: schedule.Work,
+  outcome: ttt.Outcome,
+  alpha: float | None = None,
 ) -> dict:
-  """A row of `results.jsonl`.
+  """A row of `results.jsonl`, with its token scores where they are asked for.
 
   `alpha` is what `interpolation` mixes with; None where it is not known yet.
   """
@@ -158,7 +166,8 @@ def row(
     'score_seconds': outcome.score_seconds,
   }
   if config.method != 'interpolation':
-    return found
+    scores = outcome.token_log_likelihood
+    return found | _tokens(config, tokenizer, work.key, scores, outcome.at)
   alphas = interpolation.grid(config.interpolation.alpha)
   mixed = interpolation.log_likelihoods(
     outcome.token_log_likelihood[0], work.key.probabilities_T, alphas
@@ -170,7 +179,20 @@ def row(
     'score_seconds': outcome.score_seconds * 2,
     'by_alpha': {'alpha': list(alphas), 'log_likelihood': mixed},
   }
+  scores = outcome.token_log_likelihood
+  if work.key.probabilities_T is not None:
+    with np.errstate(divide='ignore'):  # A token that no neighbour has.
+      scores = [*scores, np.log(work.key.probabilities_T)]
+  found |= _tokens(
+    config, tokenizer, work.key, scores, found['at'], mixture=True
+  )
   return found if alpha is None else interpolation.at_alpha(found, alpha)
+
+
+def _tokens(config, tokenizer, key: Key, scores, at, **more) -> dict:
+  return rows.tokens(
+    config, tokenizer, key.case, scores, at, key.neighbors, **more
+  )
 
 
 def _work(
@@ -182,14 +204,15 @@ def _work(
 ) -> schedule.Work:
   windows = model.scored(case)
   about = _about(config, case, chosen)
+  key = Key(about, case, chosen.texts if chosen else [])
   if config.method == 'base':
-    return schedule.Work(Key(about), {0: windows})
+    return schedule.Work(key, {0: windows})
   if config.method == 'dynamic_eval':
     passes = model.trained([case.query]) * config.dynamic_eval.steps
-    return schedule.Work(Key(about), dict.fromkeys(at, windows), passes)
+    return schedule.Work(key, dict.fromkeys(at, windows), passes)
   if config.method == 'ttt':
     trained = model.trained(chosen.texts)
-    return schedule.Work(Key(about), dict.fromkeys(at, windows), trained)
+    return schedule.Work(key, dict.fromkeys(at, windows), trained)
   tokens = tokenizer_lib.encode(model.tokenizer, chosen.texts)
   if config.method == 'interpolation':
     distances = [neighbor.distance for neighbor in chosen.neighbors]
@@ -197,7 +220,8 @@ def _work(
       tokens, distances, case.tokens
     )
     # The mixture needs no pass of its own.
-    return schedule.Work(Key(about, probabilities_T), {0: windows})
+    key = dataclasses.replace(key, probabilities_T=probabilities_T)
+    return schedule.Work(key, {0: windows})
   settings = in_context.Settings(**config.in_context)
   behind = in_context.windows(
     case.tokens, tokens, model.context, model.start, settings
@@ -206,7 +230,7 @@ def _work(
   about['context_tokens'] = sum(front)
   # Neighbours that are counted, and not trained on.
   untrained = [[]] * max(at)
-  return schedule.Work(Key(about), {0: windows, max(at): behind}, untrained)
+  return schedule.Work(key, {0: windows, max(at): behind}, untrained)
 
 
 def _about(

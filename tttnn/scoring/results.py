@@ -13,6 +13,10 @@ import re
 
 from tttnn import files
 from tttnn import settings
+from tttnn.scoring import token_scores
+
+# Of a row that is appended, its `token_scores.Tokens`: not part of its line.
+TOKENS = 'tokens'
 
 
 class Results:
@@ -31,6 +35,7 @@ class Results:
     *,
     process: int = 0,
     processes: int | None = None,
+    tokens: bool = False,
   ):
     """Opens the file; a torn last line is dropped.
 
@@ -43,10 +48,12 @@ class Results:
       processes: how many share the documents; if several do, each writes
         `NAME.PROCESS.jsonl`, and any number goes on with all such files. None:
         the documents are never shared, and those files are something else.
+      tokens: whether rows come with `TOKENS`, which are kept beside them. They
+        are written before their row is, so that no row lacks them.
 
     Raises:
       ValueError: if the rows there depend on something else (which is shown),
-        or a line but the last is not JSON.
+        a line but the last is not JSON, or rows lack the token scores.
     """
     self._workdir, self._name = workdir, name
     self._whole = self._path = os.path.join(workdir, f'{name}.jsonl')
@@ -69,16 +76,27 @@ class Results:
           f'--workdir, or delete its {names}'
         )
       self._read(found)
+      if tokens:
+        token_scores.check(workdir, self.rows)
       if processes == 1 and set(found) - {self._whole}:
-        self._unite(self.rows.values())
+        self._unite(self.rows.values(), tokens)
     if self._main:
+      if tokens and not found:  # Of rows that were deleted.
+        token_scores.delete(workdir)
       files.write_if_changed(
         about, json.dumps(identity, indent=2, sort_keys=True) + '\n'
       )
     self._file = open(self._path, 'ab')  # noqa: SIM115 (closed by close)
+    self._tokens = None
+    if tokens:
+      alone = self._path == self._whole
+      self._tokens = token_scores.Writer(workdir, None if alone else process)
 
   def append(self, row: dict) -> None:
     """Writes a row and hands it to the operating system; NaN becomes null."""
+    if self._tokens:
+      row = dict(row)
+      self._tokens.append(row['doc_id'], row.pop(TOKENS))
     row = without_nan(row)
     self._file.write(_line(row))
     self._file.flush()
@@ -130,12 +148,14 @@ class Results:
     if self._main:
       ordered = {doc_id: self.rows[doc_id] for doc_id in doc_ids}
       self.rows = ordered | self.rows
-      self._unite(self.rows.values())
+      self._unite(self.rows.values(), self._tokens is not None)
 
   def close(self) -> None:
     self._file.flush()
     os.fsync(self._file.fileno())
     self._file.close()
+    if self._tokens:
+      self._tokens.close()
 
   def _found(self) -> Iterator[str]:
     """The files with rows that are there, the whole one first."""
@@ -155,11 +175,16 @@ class Results:
         os.truncate(path, whole)
       self.rows |= {row['doc_id']: row for row in rows}
 
-  def _unite(self, rows: Iterable[dict]) -> None:
+  def _unite(self, rows: Iterable[dict], tokens: bool) -> None:
+    clean = None
+    if tokens:
+      clean = token_scores.unite(self._workdir, [row['doc_id'] for row in rows])
     files.write_if_changed(self._whole, b''.join(map(_line, rows)))
     for path in self._found():
       if path != self._whole:
         os.unlink(path)
+    if clean:
+      clean()
 
 
 def _line(row: dict) -> bytes:
