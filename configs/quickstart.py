@@ -40,6 +40,7 @@ def get_config(variant=''):
   config.eval.protocol = 'split'
   config.eval.at = '0,1,2,5,10'
   config.eval.limit = 49
+  config.eval.save_tokens = True  # For the page.
   config.report.title = 'Test-time training on the standard library'
   embedder_steps, lm_steps = 300, 160
   if variant == 'short':

@@ -1,12 +1,14 @@
 """The page as a parser sees it: text stays text, and nothing is fetched."""
 
 import base64
+import hashlib
 from html import parser
+import json
 import math
 import re
 
-import pytest
-
+from tests.details_test import unpack
+from tttnn.reporting import listing
 from tttnn.reporting import page
 from tttnn.scoring import metrics
 
@@ -69,13 +71,15 @@ def test_data_is_shown_as_text():
   lines = [('methods', EVIL, [['run'], [EVIL]])]
   html = page.render(EVIL, [run, run], lines)
   parsed = _Parser(html)
-  assert len(parsed.all('script')) == 1
+  kinds = [attributes.get('type') for attributes in parsed.all('script')]
+  assert kinds == ['application/json', None]  # The documents, and its own.
   assert len(parsed.all('img')) == 2
   assert not any('onerror' in attributes for _, attributes in parsed.tags)
   assert all(a['alt'] == f'Bars {EVIL}' for a in parsed.all('img'))
-  # Title and h1; caption and line of a table; then twice: the heading, the
-  # progress, the domain, the document and its domain.
-  assert parsed.texts.count(EVIL) == 4 + 2 * 5
+  # Title, h1, and a table's name and line. Then twice: a tab, the heading, the
+  # progress, the document, its domain, and the domain.
+  assert parsed.texts.count(EVIL) == 4 + 2 * 6
+  assert html.count('alert("1")') == 0
 
 
 def test_nothing_is_fetched():
@@ -86,11 +90,17 @@ def test_nothing_is_fetched():
   assert kind == 'data:image/png;base64'
   assert base64.b64decode(data) == b'\x89PNG bars' * 4
   for _, attributes in parsed.tags:
-    assert 'href' not in attributes
+    assert attributes.get('href', '#').startswith('#')
     assert attributes.get('src', 'data:').startswith('data:')
   assert not re.search(r'https?:|//[a-z]|@import|url\(', html)
   policy = next(a for a in parsed.all('meta') if 'http-equiv' in a)
   assert policy['content'].startswith("default-src 'none'")
+  assert 'unsafe' not in policy['content']
+  for tag in ('style', 'script'):  # As a browser makes the digest.
+    text = re.search(f'<{tag}>(.*?)</{tag}>', html, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    assert f"{tag}-src 'sha256-{digest}'" in policy['content']
+  assert not any('style' in a or 'onclick' in a for _, a in parsed.tags)
 
 
 def test_the_page_is_for_every_screen():
@@ -122,36 +132,6 @@ def test_the_summary():
   assert '2.0000 bits per byte</p>' in page.render('', [base])
 
 
-def test_documents():
-  run = _run(
-    _row('b'),
-    _row(10, at=(0, 3), bits=(1.0, 1.1)),
-    _row(9, num_bytes=0, log_likelihood=[0.0, 0.0], neighbors=[]),
-    _row(8, at=[1], bits=[1.0], neighbors=[{'id': None, 'distance': None}]),
-  )
-  cells = page.documents(run)
-  assert [line[0] for line in cells] == [
-    ('8', 8),
-    ('9', 9),
-    ('10', 10),
-    ('b', None),
-  ]
-  assert [text for text, _ in cells[3]] == [
-    'b',
-    'code',
-    '2.0000',
-    '1.0000',
-    '-50.0%',
-    '5',
-    '2.500',
-    '1,000',
-    '1.75',
-  ]
-  assert [text for text, _ in cells[1]][2:5] == ['-', '-', '-']
-  assert [text for text, _ in cells[0]][2:7] == ['-', '1.0000', '-', '1', '-']
-  assert cells[2][4][1] == pytest.approx(0.1)
-
-
 def test_values_to_sort_by_are_numbers_or_nan():
   html = page.render('', [_run(_row(0), _row('x', num_bytes=0))])
   cells = [a for a in _Parser(html).all('td') if 'data-value' in a]
@@ -161,10 +141,27 @@ def test_values_to_sort_by_are_numbers_or_nan():
 
 
 def test_a_long_run_is_cut(monkeypatch):
-  monkeypatch.setattr(page, '_MAX_DOCUMENTS', 3)
-  html = page.render('', [_run(*(_row(i) for i in range(1203)))])
-  assert '1,200 more documents are in results.jsonl.' in html
-  assert len([a for a in _Parser(html).all('th') if 'data-value' in a]) == 3
+  monkeypatch.setattr(listing, 'MOST', 3)
+  rows = [_row(i, bits=(2.0, 2.0 - (i % 400 == 1))) for i in range(1203)]
+  html = page.render('', [_run(*rows)])
+  assert '1,200 more documents' in html
+  heads = [a for a in _Parser(html).all('th') if 'data-value' in a]
+  assert [a['data-value'] for a in heads] == ['1', '401', '801']
+
+
+def test_documents_are_packed_into_the_page():
+  evil = '</script><!--\u2028' + EVIL
+  runs = [_run(_row(i, task=evil), _row(evil)) for i in range(2)]
+  html = page.render('', runs)
+  data = re.search('id="data">(.*?)</script>', html, re.DOTALL)[1]
+  assert not set('<>&\u2028') & set(data)
+  found = json.loads(data)
+  assert [len(run['documents']) for run in found['runs']] == [2, 2]
+  first, second = (unpack(text)[0] for text in found['runs'][1]['documents'])
+  assert (first['id'], first['task'], second['id']) == ('1', evil, evil)
+  texts = _Parser(html).texts
+  assert texts.count('1 of 1 documents gained.') == 0
+  assert texts.count('2 of 2 documents gained.') == 2
 
 
 def test_several_runs_are_compared():

@@ -19,6 +19,7 @@ from tttnn.scoring import intervals
 from tttnn.scoring import metrics
 from tttnn.scoring import paired
 from tttnn.scoring import results
+from tttnn.scoring import token_scores
 
 _SCORES = ('all', 'pile_all', 'tasks')  # What metrics.to_json writes.
 _KEYS = (
@@ -153,6 +154,7 @@ def load(
     before_after=None,
     curves=None,
     origin={k: v for k, v in summary.items() if k not in _SCORES},
+    scores=token_scores.Reader(os.fspath(workdir)),
   )
 
 

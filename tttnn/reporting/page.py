@@ -4,6 +4,7 @@ import base64
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import hashlib
 from importlib import resources
 import json
 import math
@@ -11,14 +12,17 @@ import os
 import statistics
 
 import jinja2
+import markupsafe
 
+from tttnn.reporting import details
+from tttnn.reporting import listing
 from tttnn.reporting import plots
 from tttnn.reporting import tables
 from tttnn.scoring import intervals
 from tttnn.scoring import metrics
 from tttnn.scoring import paired
 
-_MAX_DOCUMENTS = 2000  # Lines of the table of documents that browsers bear.
+_LARGEST = 19_000_000  # Bytes of a page that documents may fill up.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Run:
     known: intervals of the lines of `table`, by their label.
     more_tables: (name, title, cells) of each.
     more_figures: besides the two.
+    scores: of tokens; None: there are none.
   """
 
   name: str
@@ -80,6 +85,16 @@ class Run:
   known: Mapping[str, intervals.Intervals] | None = None
   more_tables: Sequence[tuple[str, str, tables.Cells]] = ()
   more_figures: Sequence[Figure] = ()
+  scores: details.Scores | None = None
+
+  @property
+  def near_duplicate(self) -> float:
+    """From which overlap on a neighbour is one; as configured, or by default.
+
+    0: none is.
+    """
+    config = self.origin.get('config') or {}
+    return config.get('eval', {}).get('near_duplicate', 0.5)
 
   @property
   def method(self) -> str:
@@ -114,21 +129,87 @@ def render(
   several.
 
   It has no time stamp and asks nothing of the network: equal runs give equal
-  pages.
+  pages. Scripts and styles other than its own do not run, by its policy.
   """
-  source = resources.files(__package__) / 'page.html.j2'
   environment = jinja2.Environment(
     autoescape=True,
     lstrip_blocks=True,
     trim_blocks=True,
     undefined=jinja2.StrictUndefined,
   )
-  return environment.from_string(source.read_text('utf-8')).render(
+  style, script = _file('page.css'), _file('page.js')
+  lines = [
+    listing.lines(run.rows, f'r{number}', run.near_duplicate)
+    for number, run in enumerate(runs)
+  ]
+  sections = [
+    _section(run, number, of_run)
+    for number, (run, of_run) in enumerate(zip(runs, lines, strict=True))
+  ]
+  html = environment.from_string(_file('page.html.j2')).render(
     title=title,
+    policy=_policy(style, script),
+    style=markupsafe.Markup(style),
+    script=markupsafe.Markup(script),
     compared=compared,
     figures=figures,
     named=len(runs) + len(compared) > 1,
-    sections=[_section(run) for run in runs],
+    sections=sections,
+  )
+  room = min(details.BUDGET, _LARGEST - len(html.encode()))
+  # In text of data its bracket would be escaped.
+  front, place, back = html.partition(
+    '<script type="application/json" id="data">'
+  )
+  return front + place + _embedded(_data(runs, lines, room)) + back
+
+
+def _data(
+  runs: Sequence[Run], lines: Sequence[Sequence[listing.Line]], room: int
+) -> dict:
+  """What the script knows of runs, and of documents packed."""
+  documents = [
+    details.Document(line.row, run.scores, run.near_duplicate)
+    for run, of_run in zip(runs, lines, strict=True)
+    for line in of_run
+  ]
+  packed, limits = details.pack(documents, room)
+  packed = iter(packed)
+  return {
+    'limits': dataclasses.asdict(limits),
+    'runs': [
+      {
+        'name': run.name,
+        'unit': run.unit,
+        'documents': [next(packed) for _ in of_run],
+      }
+      for run, of_run in zip(runs, lines, strict=True)
+    ],
+  }
+
+
+def _embedded(data: dict) -> str:
+  """JSON that is safe within a script element, whatever it holds."""
+  text = json.dumps(data)  # ASCII: U+2028 and others are escaped.
+  for letter in '<>&':
+    text = text.replace(letter, f'\\u{ord(letter):04x}')
+  return text
+
+
+def _file(name: str) -> str:
+  return (resources.files(__package__) / name).read_text('utf-8')
+
+
+def _policy(style: str, script: str) -> str:
+  """Nothing is fetched, and nothing runs but these two."""
+
+  def digest(text):
+    found = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(found).decode()}'"
+
+  return (
+    f"default-src 'none'; img-src data:; style-src {digest(style)}; "
+    f"script-src {digest(script)}; base-uri 'none'; form-action 'none'"
   )
 
 
@@ -195,20 +276,15 @@ def summary(run: Run) -> list[tuple[str, str]]:
   return facts
 
 
-def documents(run: Run) -> list[list[tuple[str, float | None]]]:
-  """A line of cells a document: (text, number to sort by; None: by the text).
-
-  Ordered by document id, integers first, since the file is in the order in
-  which documents finished.
-  """
-  return [_document(row) for row in sorted(run.rows, key=paired.by_id)]
-
-
-def _section(run: Run) -> dict:
+def _section(run: Run, number: int, lines: Sequence[listing.Line]) -> dict:
   """What the template shows of a run."""
-  lines = documents(run)
-  head = f'document domain before after change {run.unit} nearest bytes seconds'
   return {
+    'anchor': f'r{number}',
+    'gained': listing.gained(lines, run.unit),
+    'lost': listing.lost(lines, run.unit),
+    'moved': _moved(run),
+    'domains': sorted({line.row['task'] for line in lines}),
+    'near_duplicates': any(line.near for line in lines),
     'name': run.name,
     'progress': run.progress,
     'facts': summary(run),
@@ -224,11 +300,21 @@ def _section(run: Run) -> dict:
     'tables': run.more_tables,
     'figures': run.more_figures,
     'totals': len(run.table.totals()),
-    'document_head': head.split(),
-    'documents': lines[:_MAX_DOCUMENTS],
-    'left_out': max(0, len(lines) - _MAX_DOCUMENTS),
+    'document_head': listing.head(run.unit),
+    'documents': lines,
+    'left_out': len(run.rows) - len(lines),
     'origin': json.dumps(run.origin, indent=2, ensure_ascii=False),
   }
+
+
+def _moved(run: Run) -> str:
+  """How many documents gained, in a sentence; '' where nothing can."""
+  changes = [listing.change(row) for row in run.rows]
+  known = [value for value in changes if math.isfinite(value)]
+  if not known:
+    return ''
+  fell = sum(value < 0 for value in known)
+  return f'{fell:,} of {len(known):,} documents gained.'
 
 
 def _headline(score: metrics.Score, counts: tuple[int, int]) -> str:
@@ -239,26 +325,3 @@ def _headline(score: metrics.Score, counts: tuple[int, int]) -> str:
     return after
   before = tables.number(score.base_bits_per_byte)
   return f'{before} \u2192 {after} ({tables.percent(score.change)})'
-
-
-def _document(row: Mapping) -> list[tuple[str, float | None]]:
-  nats = dict(zip(row['at'], row['log_likelihood'], strict=True))
-  last = max(nats)
-  before = metrics.bits_per_byte(nats.get(0), row['num_bytes'])
-  after = metrics.bits_per_byte(nats[last], row['num_bytes'])
-  change = after / before - 1 if before else math.nan
-  distances = [n['distance'] for n in row['neighbors']]
-  nearest = min((d for d in distances if d is not None), default=math.nan)
-  seconds = sum(row['seconds'].values())
-  doc_id = row['doc_id']
-  return [
-    (str(doc_id), None if isinstance(doc_id, str) else doc_id),
-    (row['task'], None),
-    (tables.number(before), before),
-    (tables.number(after), after),
-    (tables.percent(change), change),
-    (str(last), last),
-    (tables.number(nearest, 3), nearest),
-    (f'{row["num_bytes"]:,}', row['num_bytes']),
-    (tables.number(seconds, 2), seconds),
-  ]
