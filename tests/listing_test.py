@@ -51,7 +51,7 @@ def test_who_gained_and_who_lost_and_why():
     _row('x', at=(0, 1, 2, 5), bits=(2.0, 1.9, 0.5, 0.4), neighbors=near)
   )
   lines = listing.lines(rows, 'r0', 0.5)
-  gained = listing.gained(lines, 'neighbours')
+  gained, lost = listing.extremes(lines, 'neighbours')
   assert [one.name for one in gained] == [
     'x \u00b7 code',
     *(f'{i} \u00b7 code' for i in (6, 5, 4, 3)),
@@ -61,15 +61,18 @@ def test_who_gained_and_who_lost_and_why():
     '2.0000 \u2192 0.4000, 1,000 bytes, most by neighbour 2 (-1.4000), nearest '
     'at 0.000, one neighbour shares 62% of its word runs, has a near-duplicate'
   )
-  lost = listing.lost(lines, 'neighbours')
   assert [one.name[:2] for one in lost] == ['-6', '-5', '-4', '-3', '-2']
   assert lines[-1].near and not lines[0].near
   rows = [_row(0, at=(0, 1, 5), bits=(2.0, 2.1, 2.5))]
-  (one,) = listing.lost(listing.lines(rows, 'r0', 0.5), 'passes')
+  none, (one,) = listing.extremes(listing.lines(rows, 'r0', 0.5), 'passes')
+  assert not none
   assert 'most by passes 2 to 5 (+0.4000)' in one.why
 
 
 def test_there_is_nobody_where_nothing_changes():
   rows = [_row(0, at=[0], bits=[2.0]), _row(1, log_likelihood=[-1.0, None])]
   lines = listing.lines(rows, 'r0', 0.5)
-  assert not listing.gained(lines, '') and not listing.lost(lines, '')
+  assert listing.extremes(lines, '') == ([], [])
+  rows = [_row(i, bits=(2.0, 1.9 - 0.1 * i)) for i in range(7)]
+  best, worst = listing.extremes(listing.lines(rows, 'r0', 0.5), '')
+  assert [one.name[0] for one in best + worst] == [*'65432', *'01']

@@ -4,11 +4,16 @@ import csv
 import json
 import math
 import os
+import re
 
 import ml_collections
+import numpy as np
 import pytest
 
+from tests import details_test
 from tttnn.jobs import report
+from tttnn.scoring import results
+from tttnn.scoring import token_scores
 
 
 def _config(inputs='', title='', **values):
@@ -152,6 +157,42 @@ def test_several_runs(tmp_path, capsys):
   )
   assert '\n\n## second\n\n' in text
   assert not (first / 'report').exists()
+
+
+def test_a_comparison_that_is_still_going(tmp_path):
+  (tmp_path / 'runs').mkdir()
+  _write(tmp_path / 'runs' / 'knn', [_row(0), _row(1)], {'documents': 2})
+  _write(tmp_path / 'runs' / 'sift', [_row(0)], tail='{"doc')
+  _write(tmp_path / 'runs' / 'random', [], tail='{"doc')
+  report.run(_config(), tmp_path)
+  html = (tmp_path / 'report' / 'index.html').read_text()
+  assert '<title>knn, sift</title>' in html
+  assert 'Bits per byte over the 1 document that all runs have.' in html
+  assert 'Unfinished: 1 document' in html
+
+
+def test_scores_of_tokens_are_on_the_page(tmp_path):
+  tokens = token_scores.Tokens(
+    text='ab',
+    ends_T=np.array([1, 2]),
+    at=[0, 5],
+    scores_CxT=np.array([[-100, -100], [-75, -75]], np.float32),
+    neighbors=['text of it'] * 5,
+    neighbor_chars=[10] * 5,
+  )
+  to = results.Results(str(tmp_path), {}, tokens=True)
+  to.append(_row(0) | {results.TOKENS: tokens})
+  to.close()
+  report.run(_config(), tmp_path)
+  html = (tmp_path / 'report' / 'index.html').read_text()
+  data = re.search('id="data">(.*?)</script>', html)[1]
+  head, _ = details_test.unpack(json.loads(data)['runs'][0]['documents'][0])
+  assert head['text'] == 'ab' and head['neighbors'][4]['text'] == 'text of it'
+  # Of another run than the rows.
+  rows = json.dumps(_row(0, log_likelihood=[-200.0, -140.0])) + '\n'
+  (tmp_path / 'results.jsonl').write_text(rows)
+  with pytest.raises(ValueError, match='-140 in its row, -150 by its token'):
+    report.run(_config(), tmp_path)
 
 
 def test_runs_are_compared_over_the_documents_that_all_have(tmp_path):

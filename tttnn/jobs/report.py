@@ -230,12 +230,24 @@ def _inputs(config, workdir: pathlib.Path) -> list[_Input]:
     if about.exists():
       several = len(directories) > 1
       found += _comparison(directory, json.loads(about.read_text()), several)
+    elif begun := _begun(directory):
+      found += begun
     else:
       found.append(_Input(directory.resolve().name, [directory]))
   results = workdir / 'results.jsonl'
   if config.report.published and not named and not results.exists():
     return [one for one in found if one.directories != [workdir]]
   return found
+
+
+def _begun(directory: pathlib.Path) -> list[_Input]:
+  """The runs with rows of a `compare` that is still going."""
+  paths = sorted(directory.glob('runs/*/results.jsonl'))
+  return [
+    _Input(path.parent.name, [path.parent])
+    for path in paths
+    if results.read(os.fspath(path))[0]
+  ]
 
 
 def _comparison(directory: pathlib.Path, made: dict, several: bool):

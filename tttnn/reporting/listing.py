@@ -76,18 +76,23 @@ def lines(
   ]
 
 
-def gained(found: Sequence[Line], unit: str) -> list[Extreme]:
-  """Those whose bits per byte fell most, the first most of all."""
-  fell = [line for line in found if line.change < 0]
-  fell.sort(key=lambda line: line.change)
-  return [_extreme(line, unit) for line in fell[:_EXTREMES]]
+def extremes(
+  found: Sequence[Line], unit: str
+) -> tuple[list[Extreme], list[Extreme]]:
+  """Those whose bits per byte fell most, and those whose rose most.
 
-
-def lost(found: Sequence[Line], unit: str) -> list[Extreme]:
-  """Those whose bits per byte rose most."""
-  rose = [line for line in found if line.change > 0]
-  rose.sort(key=lambda line: -line.change)
-  return [_extreme(line, unit) for line in rose[:_EXTREMES]]
+  The first most of all; where none rose, the others are those that fell least.
+  """
+  known = [line for line in found if not math.isnan(line.change)]
+  known.sort(key=lambda line: line.change)
+  fell = [line for line in known if line.change < 0]
+  rose = [line for line in known if line.change > 0]
+  best = fell[:_EXTREMES]
+  worst = (rose or fell[_EXTREMES:])[: -_EXTREMES - 1 : -1]
+  best, worst = (
+    [_extreme(line, unit) for line in lines_] for lines_ in (best, worst)
+  )
+  return best, worst
 
 
 def cells(row: Mapping) -> list[Cell]:

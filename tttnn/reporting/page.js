@@ -417,6 +417,10 @@ async function show(run, place) {
   for (const part of dialog.querySelectorAll('.inside, .main, .aside'))
     part.scrollTop = 0;
   if (!dialog.open) dialog.showModal();
+  for (const body of dialog.querySelectorAll('.body')) {
+    const first = body.querySelector('mark');  // To what it shares.
+    if (first) body.scrollTop = first.offsetTop - 24;
+  }
   $('name').focus();
   dialog.dataset.shown = `${run}.${place}`;
 }

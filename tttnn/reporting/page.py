@@ -278,10 +278,12 @@ def summary(run: Run) -> list[tuple[str, str]]:
 
 def _section(run: Run, number: int, lines: Sequence[listing.Line]) -> dict:
   """What the template shows of a run."""
+  gained, lost = listing.extremes(lines, run.unit)
   return {
     'anchor': f'r{number}',
-    'gained': listing.gained(lines, run.unit),
-    'lost': listing.lost(lines, run.unit),
+    'gained': gained,
+    'lost': lost,
+    'some_lost': any(line.change > 0 for line in lines),
     'moved': _moved(run),
     'domains': sorted({line.row['task'] for line in lines}),
     'near_duplicates': any(line.near for line in lines),
