@@ -132,6 +132,12 @@ def test_without_scores_of_tokens_there_are_the_rows():
   assert 'text' not in head['neighbors'][0]
 
 
+def test_passes_have_losses():
+  row = row_of(tokens_of('a', [[-1], [-2]]), train_loss=[3.0, None])
+  head, _ = unpack(details.Document(row, None, 0.5).pack(WIDE))
+  assert head['passes'] == [3.0, None] and not head['neighbors']
+
+
 def test_counts_are_spread():
   assert details.spread(3, 5) == [0, 1, 2]
   assert details.spread(51, 3) == [0, 25, 50]

@@ -102,13 +102,16 @@ class Document:
       metrics.bits_per_byte(value, row['num_bytes'])
       for value in row['log_likelihood']
     ]
+    passes = []  # Losses, where what is trained on is no neighbour.
+    if not row['neighbors']:
+      passes = [_number(loss) for loss in row.get('train_loss', ())]
     return {
       'id': str(row['doc_id']),
       'task': row['task'],
       'bytes': row['num_bytes'],
       'at': list(row['at']),
       'bits': [_number(value) for value in bits],
-      'passes': len(row.get('train_loss', ())) if not row['neighbors'] else 0,
+      'passes': passes,
       'missing': row['missing_neighbors'],
       'neighbors': [
         {

@@ -142,7 +142,7 @@ function showText() {
   $('note').replaceChildren(...note);
   if (head.query) {
     $('note').append(make('details', {}, make('summary', {},
-      'The first part, which was the query'),
+      'What stands before it, and is not scored'),
     make('div', {className: 'query', textContent: head.query})));
   }
   if (head.text === undefined) return;
@@ -306,6 +306,26 @@ function effect(place) {
           to: at[index]};
 }
 
+function effectOf(found) {
+  const others = found.from === found.to ? '' :
+    ` by ${found.from} to ${found.to}`;
+  const kind = found.change < 0 ? 'less' : found.change > 0 ? 'more' : '';
+  return make('span', {className: `effect ${kind}`,
+    title: 'change of bits per byte: less is better',
+    textContent: `${signed(found.change)} bits/byte${others}`});
+}
+
+// A pass over the document's own first part.
+function passCard(loss, place) {
+  const card = make('article', {className: 'neighbor'},
+    make('header', {}, make('b', {textContent: `pass ${place + 1}`}),
+      make('span', {}, `loss ${number(loss, 3)}`)));
+  card.dataset.number = place + 1;
+  const found = effect(place);
+  if (found) card.firstChild.append(effectOf(found));
+  return card;
+}
+
 function neighborCard(neighbor, place) {
   const card = make('article', {className: 'neighbor'});
   card.dataset.number = place + 1;
@@ -324,14 +344,7 @@ function neighborCard(neighbor, place) {
   if (neighbor.near)
     header.append(make('span', {className: 'badge', textContent: 'near-duplicate'}));
   const found = effect(place);
-  if (found) {
-    const others = found.from === found.to ? '' :
-      ` by ${found.from} to ${found.to}`;
-    const kind = found.change < 0 ? 'less' : found.change > 0 ? 'more' : '';
-    header.append(make('span', {className: `effect ${kind}`,
-      title: 'change of bits per byte: less is better',
-      textContent: `${signed(found.change)} bits/byte${others}`}));
-  }
+  if (found) header.append(effectOf(found));
   card.append(header);
   if (neighbor.text === undefined) return card;
   const same = shared(neighbor.text);
@@ -374,7 +387,7 @@ function showNeighbors() {
   const {head} = open, list = $('neighbors');
   open.words = words(head.text ?? '');
   open.grams = grams(open.words);
-  list.replaceChildren();
+  list.replaceChildren(...head.passes.map(passCard));
   if (!head.neighbors.length) return;
   list.append(make('h4', {textContent:
     `${head.neighbors.length} neighbours, in the order of their use` +
