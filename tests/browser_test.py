@@ -220,9 +220,11 @@ def test_keys_lead_through_table_and_documents(view):
   assert script(browser, 'return location.hash') == '#r0d1'
   press(browser, 'j')
   until(browser, 'document.getElementById("name").textContent.startsWith("2")')
-  press(browser, 'k', '\ue00c')
+  press(browser, 'k', '\ue00c')  # Escape, before it is unpacked.
   until(browser, '!document.getElementById("document").open')
+  until(browser, 'location.hash === "#r0"')
   assert script(browser, 'return document.activeElement.tagName') == 'A'
+  assert not script(browser, 'return document.getElementById("document").open')
   press(browser, '\ue015', '\ue007')  # Down, Enter.
   until(browser, 'document.getElementById("document").open')
   browser.back()

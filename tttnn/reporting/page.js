@@ -88,6 +88,7 @@ for (const section of document.querySelectorAll('section.run')) {
 // --- One document.
 
 let open = null;  // {run, place, head, numbers, spans, words}
+let asked = 0;  // Which of the documents asked for is still wanted.
 
 async function unpack(text) {
   const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
@@ -406,7 +407,9 @@ async function show(run, place) {
       'ones can: Chrome 80, Firefox 113, Safari 16.4.');
     return;
   }
-  open = {run, place, spans: [], ...await unpack(text)};
+  const mine = ++asked, unpacked = await unpack(text);
+  if (mine !== asked) return;  // Another was asked for, or none any more.
+  open = {run, place, spans: [], ...unpacked};
   const {head} = open;
   $('name').replaceChildren(head.id, make('span', {className: 'soft',
     textContent: ` \u00b7 ${head.task} \u00b7 ${head.bytes.toLocaleString('en')} bytes` +
@@ -445,9 +448,14 @@ function step(by) {
   if (next) location.replace(next.querySelector('a').getAttribute('href'));
 }
 
+function leave() {
+  asked++;
+  dialog.close();
+}
+
 $('slider').addEventListener('input', colour);
 $('since').addEventListener('input', colour);
-$('close').addEventListener('click', () => dialog.close());
+$('close').addEventListener('click', leave);
 $('previous').addEventListener('click', () => step(-1));
 $('next').addEventListener('click', () => step(1));
 dialog.addEventListener('close', () => {
@@ -487,7 +495,7 @@ function route() {
     else link.removeAttribute('aria-current');
   }
   if (found?.[2] !== undefined) show(Number(found[1]), Number(found[2]));
-  else if (dialog.open) dialog.close();
+  else leave();
 }
 
 function moveToken(by) {
@@ -499,7 +507,8 @@ function moveToken(by) {
 
 function keyInDocument(event) {
   const by = {ArrowLeft: -1, ArrowRight: 1}[event.key];
-  if (event.key === 'j') step(1);
+  if (event.key === 'Escape') leave();
+  else if (event.key === 'j') step(1);
   else if (event.key === 'k') step(-1);
   else if (by && event.shiftKey) step(by);
   else if (by && event.target === $('text')) moveToken(by);
