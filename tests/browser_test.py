@@ -1,4 +1,7 @@
-"""The page in a real browser: Chromium without a window."""
+"""The page in a real browser: Chromium without a window.
+
+TTTNN_SCREENSHOTS=DIRECTORY keeps pictures of it, to look at.
+"""
 
 import base64
 import json
@@ -331,14 +334,15 @@ def test_runs_are_tabs_that_know_of_each_other(view):
 
 @pytest.mark.parametrize('anchor', ['', '#r0d5'])
 @pytest.mark.parametrize('dark', [False, True])
-def test_phones_and_dark_rooms(view, anchor, dark):
-  browser = view('two', anchor, width=360, dark=dark)
-  wide, inside = script(
+@pytest.mark.parametrize('width', [360, 1200])
+def test_phones_and_dark_rooms(view, anchor, dark, width):
+  browser = view('two', anchor, width=width, dark=dark)
+  widths = script(
     browser,
     'return [document.documentElement.scrollWidth, '
     'document.querySelector(".inside").scrollWidth]',
   )
-  assert wide <= 360 and inside <= 360
+  assert max(widths) <= width
   paper = script(
     browser, 'return getComputedStyle(document.body).backgroundColor'
   )
@@ -346,5 +350,5 @@ def test_phones_and_dark_rooms(view, anchor, dark):
   assert light != dark
   folder = os.environ.get('TTTNN_SCREENSHOTS')
   if folder:
-    name = f'{"dark" if dark else "light"}{"-document" * bool(anchor)}.png'
+    name = f'{"dark" if dark else "light"}-{width}{anchor[1:]}.png'
     browser.save_screenshot(os.path.join(folder, name))

@@ -19,6 +19,7 @@ from tttnn import distributed
 from tttnn import jobs
 from tttnn import settings
 from tttnn import watch
+from tttnn.scoring import token_scores
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 COUNT = world_lib.COUNT
@@ -112,7 +113,7 @@ def summary_of(workdir):
 def test_killed_and_resumed_it_gives_what_one_process_gives(
   world, tmp_path, method, victim
 ):
-  config = world_lib.changed(world, method=method)
+  config = world_lib.changed(world, method=method, eval__save_tokens=True)
   alone, shared = tmp_path / 'alone', tmp_path / 'shared'
   jobs.run(config, str(alone))
   other = 1 - victim
@@ -151,6 +152,11 @@ def test_killed_and_resumed_it_gives_what_one_process_gives(
     assert row == done.get(row['doc_id'], row)
   assert summary_of(shared) == summary_of(alone)
   assert not list(shared.glob('results.?.jsonl'))
+  assert not list(shared.glob('tokens.?.bin'))
+  scores = token_scores.Reader(str(shared))
+  assert scores.ids == {row['doc_id'] for row in rows}
+  for row in rows:
+    scores.read(row['doc_id']).of_row(row)  # Refuses what is not the row's.
 
 
 @pytest.mark.slow
