@@ -22,6 +22,12 @@ from tttnn.scoring import intervals
 from tttnn.scoring import metrics
 from tttnn.scoring import paired
 
+_SCRIPTS = (
+  'page.js',
+  'page_tokens.js',
+  'page_neighbors.js',
+  'page_document.js',
+)
 _LARGEST = 19_000_000  # Bytes of a page that documents may fill up.
 
 
@@ -137,7 +143,7 @@ def render(
     trim_blocks=True,
     undefined=jinja2.StrictUndefined,
   )
-  style, script = _file('page.css'), _file('page.js')
+  style, script = _file('page.css'), '\n'.join(map(_file, _SCRIPTS))
   lines = [
     listing.lines(run.rows, f'r{number}', run.near_duplicate)
     for number, run in enumerate(runs)
