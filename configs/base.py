@@ -436,6 +436,9 @@ def get_config() -> ml_collections.ConfigDict:
     save_tokens=False,
     # Documents between two checkpoints of what is carried on.
     checkpoint_every=10,
+    # Running scores to WORKDIR/tensorboard, by documents done; extra
+    # [tensorboard].
+    tensorboard=False,
     # Of pairs.test: also write outputs for its inputs, by generate.max_tokens,
     # .beams and so on, and compare them with the outputs there are, by BLEU
     # (extra [mt]) and exact match.

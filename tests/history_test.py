@@ -1,14 +1,13 @@
 """Lines of history, TensorBoard's events and the profiler's trace."""
 
 import json
-import struct
 import sys
 
 import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
 import tqdm
 
+from tests import events
 from tttnn import history
 from tttnn import profiling
 
@@ -37,25 +36,6 @@ def write(workdir, first, steps, board=True):
     return [json.loads(line) for line in file]
 
 
-def scalars(directory):
-  """{(name, step): value} of event files, by the record format itself."""
-  found = {}
-  paths = sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-  for path in paths:
-    data, begin = path.read_bytes(), 0
-    while begin < len(data):
-      (size,) = struct.unpack_from('<Q', data, begin)
-      event = event_pb2.Event.FromString(data[begin + 12 : begin + 12 + size])
-      begin += 12 + size + 4
-      if event.HasField('session_log'):
-        # The reader's rule: what is not before this step is hidden.
-        assert event.session_log.status == event.session_log.START
-        found = {k: v for k, v in found.items() if k[1] < event.step}
-      for value in event.summary.value:
-        found[value.tag, event.step] = value.simple_value
-  return found
-
-
 def test_lines_have_the_means_since_the_last_one(tmp_path):
   lines = write(tmp_path, 0, 6)
   assert [line['step'] for line in lines] == [2, 4, 5, 6]
@@ -79,7 +59,7 @@ def test_tensorboard_has_the_same_and_forgets_what_was_undone(tmp_path):
     if name != 'step'
   }
   assert ('validation_loss', 5) in expected and ('loss', 2) in expected
-  found = scalars(tmp_path / 'tensorboard')
+  found = events.scalars(tmp_path / 'tensorboard')
   assert found.keys() == expected.keys()
   for key, value in expected.items():
     assert found[key] == pytest.approx(value, rel=1e-6)

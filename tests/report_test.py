@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests import details_test
+from tttnn.jobs import live
 from tttnn.jobs import report
 from tttnn.scoring import results
 from tttnn.scoring import token_scores
@@ -107,8 +108,8 @@ def test_only_what_changed_is_written(tmp_path):
 @pytest.mark.parametrize(
   'summary, words',
   [
-    (None, 'Unfinished: 2 documents so far, no summary.json yet.'),
-    ({'documents': 1200}, 'Unfinished: 2 of 1,200 documents.'),
+    (None, 'Unfinished: 2 documents so far.'),
+    ({'documents': 200}, 'Unfinished: 2 of 200 documents, 1%.'),
   ],
 )
 def test_an_unfinished_run(tmp_path, capsys, summary, words):
@@ -273,4 +274,23 @@ def test_missing_results_say_what_makes_them(tmp_path):
 def test_malformed_rows_are_named(tmp_path, bad, words):
   _write(tmp_path, [_row(0)], tail=bad + '\n')
   with pytest.raises(ValueError, match=words):
-    report.read_rows(tmp_path / 'results.jsonl')
+    report.read_rows(tmp_path)
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path, capsys):
+  paths = []
+  for parent in 'ab':
+    (tmp_path / parent).mkdir()
+    paths.append(_write(tmp_path / parent / 'ttt', [_row(0)], {'documents': 1}))
+  report.run(_config(','.join(map(str, paths))), tmp_path / 'both')
+  out = capsys.readouterr().out
+  assert all(f'{path}: finished.' in out for path in paths)
+
+
+def test_a_run_of_two_processes_that_still_goes(tmp_path, capsys):
+  for process in range(2):
+    line = json.dumps(_row(process)) + '\n{"doc_id": '
+    (tmp_path / f'results.{process}.jsonl').write_text(line)
+  live.announce(str(tmp_path), 8)
+  report.run(_config(), tmp_path)
+  assert 'Unfinished: 2 of 8 documents, 25%.' in capsys.readouterr().out

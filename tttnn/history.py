@@ -53,7 +53,9 @@ class History:
       ValueError: TensorBoard is wanted and its writer is not installed.
     """
     self._every, self._about = every, about
-    self._board = _board(tensorboard, first) if tensorboard else None
+    self._board = None
+    if tensorboard:
+      self._board = board(tensorboard, first, 'train.tensorboard')
     self._pending = None
     self._seen = []
     self._since = time.monotonic()
@@ -126,13 +128,17 @@ class History:
         self._board.add_scalar(name, value, step)
 
 
-def _board(directory: str, first: int):
+def board(directory: str, first: int, key: str):
+  """A writer of TensorBoard's events, which hides those behind step `first`.
+
+  Raises:
+    ValueError: it is not installed, which `key` of the configuration wants.
+  """
   try:
     import tensorboardX
   except ImportError as error:
     raise ValueError(
-      'train.tensorboard=True needs tensorboardX: pip install '
-      "'tttnn[tensorboard]'"
+      f"{key}=True needs tensorboardX: pip install 'tttnn[tensorboard]'"
     ) from error
   # Hides what a run has written that went on from before it. Names of files
   # have seconds alone.

@@ -28,6 +28,7 @@ from tttnn.corpus import documents as documents_lib
 from tttnn.corpus import jsonl
 from tttnn.jobs import knn
 from tttnn.jobs import knn_choice
+from tttnn.jobs import live
 from tttnn.jobs import neighbors
 from tttnn.jobs import pairs
 from tttnn.jobs import rows as rows_lib
@@ -37,7 +38,6 @@ from tttnn.methods import interpolation
 from tttnn.methods import pool as pool_lib
 from tttnn.methods import schedule
 from tttnn.methods import ttt
-from tttnn.scoring import metrics
 from tttnn.scoring import results as results_lib
 from tttnn.scoring import rolling
 
@@ -70,6 +70,7 @@ def run(config, workdir: str) -> None:
   if config.method in knn.METHODS and knn_choice.is_open(config):
     chosen = _chosen(config, workdir)
     config = chosen.settled(config)
+  live.announce(workdir, len(documents))
   results = _evaluated(config, workdir, 'results', at, documents, alpha)
   if not distributed.is_main():
     return
@@ -178,6 +179,7 @@ def _alpha(config, workdir: str, at: set[int]) -> float | None:
   searching = config.copy_and_resolve_references()
   searching.retrieval.save = ''
   searching.eval.save_tokens = False
+  searching.eval.tensorboard = False
   results = _evaluated(searching, workdir, 'validation', at, documents, None)
   alpha = interpolation.best([results.rows[d.doc_id] for d in documents])
   print(f'evaluate: alpha is {alpha:g}, the best on {config.eval.validation}')
@@ -257,7 +259,8 @@ def _evaluate(
   device.keep_compiled_programs()
   model = language_model.load(config)
   if config.method in knn.METHODS:
-    _write(config, knn.rows(config, model, todo), len(todo), results)
+    rows = knn.rows(config, model, todo)
+    _write(config, workdir, rows, documents, results)
     return
   pool = model.pool(
     model.documents_at_once(config.ttt.batch_documents), _say_compiling
@@ -272,7 +275,9 @@ def _evaluate(
     made = works.make(
       config, model, find, at, todo, carry.task if carry else ''
     )
-    _write_rows(config, model, pool, made, len(todo), results, carry, alpha)
+    _write_rows(
+      config, workdir, model, pool, made, documents, results, carry, alpha
+    )
 
 
 def _task_by_task(
@@ -300,10 +305,11 @@ def _carry(config, workdir, pool: pool_lib.Pool, results) -> carry_lib.Carry:
 
 def _write_rows(
   config,
+  workdir: str,
   model: language_model.LanguageModel,
   pool: pool_lib.Pool,
   made: works.Works,
-  total: int,
+  documents: Sequence[documents_lib.Document],
   results: results_lib.Results,
   carry: carry_lib.Carry | None,
   alpha: float | None,
@@ -316,34 +322,28 @@ def _write_rows(
       if carry:
         carry.end(pool.state, row['task'], list(results.rows))
 
-  _write(config, rows(), total, results)
+  _write(config, workdir, rows(), documents, results)
   if carry:
     carry.close(pool.state, list(results.rows))
   _say_usage(pool)
 
 
 def _write(
-  config, rows: Iterable[dict], total: int, results: results_lib.Results
+  config,
+  workdir: str,
+  rows: Iterable[dict],
+  documents: Sequence[documents_lib.Document],
+  results: results_lib.Results,
 ) -> None:
   """Writes rows as they come, and shows how it goes."""
-  before = after = num_bytes = 0.0
-  with tqdm.tqdm(
-    total=total,
-    desc=f'evaluate {config.method}',
-    unit=' documents',
-    disable=not distributed.is_main(),
-  ) as bar:
+  ids = [document.doc_id for document in documents]
+  earlier = [results.rows[i] for i in ids if i in results.rows]
+  board = live.board(config, workdir)
+  with live.Live(config.method, earlier, len(ids), board=board) as shown:
     for row in rows:
       results.append(row)
       distributed.progress()
-      before += row['log_likelihood'][0]
-      after += row['log_likelihood'][-1]
-      num_bytes += row['num_bytes']
-      bar.update()
-      bar.set_postfix_str(
-        f'bits/byte {metrics.bits_per_byte(before, num_bytes):.3f} -> '
-        f'{metrics.bits_per_byte(after, num_bytes):.3f}'
-      )
+      shown.add(row)
 
 
 def _say_compiling(what: str) -> None:

@@ -35,6 +35,7 @@ from tttnn.corpus import tokenizer as tokenizer_lib
 from tttnn.datastore import keys as keys_lib
 from tttnn.jobs import knn
 from tttnn.jobs import knn_search
+from tttnn.jobs import live
 from tttnn.jobs import pair_texts
 from tttnn.jobs import rows as rows_lib
 from tttnn.reporting import tables
@@ -82,7 +83,8 @@ def run(config, workdir: str, identity_of: Callable[..., dict]) -> None:
   if config.eval.generate:
     written = pair_texts.identity(config, identity)
     outputs = results_lib.Results(workdir, written, 'outputs')
-  _finish(config, pairs, chosen, results, outputs)
+  live.announce(workdir, len(chosen))
+  _finish(config, workdir, pairs, chosen, results, outputs)
   results.close()
   more, more_tables = {}, []
   rows = [results.rows[pairs.id(number)] for number in chosen]
@@ -127,7 +129,7 @@ def _choose(config, pairs: pairs_lib.Pairs) -> list[int]:
   return chosen
 
 
-def _finish(config, pairs, chosen, results, outputs) -> None:
+def _finish(config, workdir, pairs, chosen, results, outputs) -> None:
   """Makes what is missing of the rows and of the texts."""
   ids = {pairs.id(number) for number in chosen}
   todo = ids - results.rows.keys()
@@ -140,7 +142,7 @@ def _finish(config, pairs, chosen, results, outputs) -> None:
   model = load(config, pairs)
   if todo:
     rows = _rows(config, model, pairs, chosen, todo)
-    _write(config, rows, len(todo), results)
+    _write(config, workdir, rows, ids, results)
   if unwritten:
     rows = pair_texts.rows(config, model, pairs, chosen, unwritten)
     for row in tqdm.tqdm(
@@ -150,22 +152,24 @@ def _finish(config, pairs, chosen, results, outputs) -> None:
 
 
 def _write(
-  config, rows: Iterable[dict], total: int, results: results_lib.Results
+  config,
+  workdir: str,
+  rows: Iterable[dict],
+  ids: Collection[str | int],
+  results: results_lib.Results,
 ) -> None:
   """Writes rows as they come, and shows how it goes."""
-  before = after = tokens = 0.0
-  with tqdm.tqdm(
-    total=total, desc=f'evaluate {config.method}', unit=' pairs'
-  ) as bar:
+  earlier = [results.rows[i] for i in ids if i in results.rows]
+  with live.Live(
+    config.method,
+    earlier,
+    len(ids),
+    unit='pairs',
+    board=live.board(config, workdir),
+  ) as shown:
     for row in rows:
       results.append(row)
-      before += row['log_likelihood'][0]
-      after += row['log_likelihood'][-1]
-      tokens += row['num_tokens']
-      bar.update()
-      bar.set_postfix_str(
-        f'nats/token {-before / tokens:.3f} -> {-after / tokens:.3f}'
-      )
+      shown.add(row)
 
 
 def _rows(

@@ -8,6 +8,7 @@ import os
 import pathlib
 
 from tttnn import files
+from tttnn.jobs import live
 from tttnn.reporting import compared
 from tttnn.reporting import costs
 from tttnn.reporting import page
@@ -84,7 +85,10 @@ def run(config, workdir: str | os.PathLike) -> None:
   ]
   paired.check_protocols(
     [
-      (shown.name, _protocol(one.directories[-1], shown))
+      (
+        os.fspath(one.directories[-1]),
+        _protocol(one.directories[-1], shown),
+      )
       for one, shown in zip(inputs, runs, strict=True)
     ]
   )
@@ -124,17 +128,17 @@ def load(
 ) -> page.Run:
   """The run of a work directory, without figures.
 
-  Besides results.jsonl it reads summary.json, where that exists: `documents`,
-  how many the run has, and for the page all the rest but the scores, which
-  come from the rows.
+  Besides the rows it reads summary.json, where that exists: `documents`, how
+  many the run has (of one that still goes progress.json says it), and for the
+  page all the rest but the scores, which come from the rows.
 
   Raises:
     ValueError: as `run`.
   """
-  rows = read_rows(workdir / 'results.jsonl')
+  rows = read_rows(workdir)
   path = workdir / 'summary.json'
   summary = json.loads(path.read_text('utf-8')) if path.exists() else {}
-  progress = _progress(len(rows), summary)
+  progress = _progress(len(rows), summary, live.expected(os.fspath(workdir)))
   if faithful:
     everything = len(rows)
     rows = faithful_lib.kept(rows)
@@ -234,10 +238,16 @@ def _inputs(config, workdir: pathlib.Path) -> list[_Input]:
       found += begun
     else:
       found.append(_Input(directory.resolve().name, [directory]))
-  results = workdir / 'results.jsonl'
-  if config.report.published and not named and not results.exists():
+  there = results.paths(os.fspath(workdir))
+  if config.report.published and not named and not there:
     return [one for one in found if one.directories != [workdir]]
-  return found
+  names = [one.name for one in found]
+  return [
+    one
+    if names.count(one.name) == 1
+    else _Input(os.fspath(one.directories[-1]), one.directories)
+    for one in found
+  ]
 
 
 def _begun(directory: pathlib.Path) -> list[_Input]:
@@ -267,7 +277,7 @@ def _compare(config, inputs: list[_Input], runs: list[page.Run]):
   if len(runs) > 1:
     parts = {}
     for one, shown in zip(inputs, runs, strict=True):
-      first = [read_rows(d / 'results.jsonl') for d in one.directories[:-1]]
+      first = [read_rows(d) for d in one.directories[:-1]]
       parts[shown.name] = [*first, shown.rows]
     found, figures = compared.of_runs(runs, parts)
   if config.report.published:
@@ -317,25 +327,32 @@ def _scores(runs: list[page.Run]) -> tables.Cells:
   return cells
 
 
-def read_rows(path: pathlib.Path) -> list[dict]:
-  """The rows of a results file, but for a last line that is still written.
+def read_rows(workdir: pathlib.Path) -> list[dict]:
+  """The rows of a work directory, but for a last line that is still written.
+
+  Those of several processes that still run are in a file each.
 
   Raises:
     ValueError: if there is no file or no row, or, with file and line, for a
       row that is not JSON, lacks a key, has another number of log-likelihoods
       than of neighbour counts, or is of another method than the first.
   """
-  if not path.exists():
+  paths = results.paths(os.fspath(workdir))
+  if not paths:
     raise ValueError(
-      f'{path} does not exist: --config.job=evaluate writes it, with the same '
-      '--workdir or one that report.inputs names'
+      f'{workdir / "results.jsonl"} does not exist: --config.job=evaluate '
+      'writes it, with the same --workdir or one that report.inputs names'
     )
-  rows, _ = results.read(os.fspath(path))
-  if not rows:
-    raise ValueError(f'{path}: no document is finished yet')
-  for number, row in enumerate(rows, 1):
-    _check(row, rows[0], f'{path}:{number}')
-  return rows
+  found = {}
+  for path in paths:
+    rows, _ = results.read(path)
+    for number, row in enumerate(rows, 1):
+      first = next(iter(found.values()), row)
+      _check(row, first, f'{path}:{number}')
+      found[row['doc_id']] = row
+  if not found:
+    raise ValueError(f'{paths[0]}: no document is finished yet')
+  return list(found.values())
 
 
 def _protocol(workdir: pathlib.Path, shown: page.Run) -> dict[str, object]:
@@ -374,12 +391,14 @@ def _check(row: dict, first: dict, place: str) -> None:
     )
 
 
-def _progress(rows: int, summary: dict) -> str:
-  if not summary:
-    return f'Unfinished: {rows:,} documents so far, no summary.json yet.'
-  if rows != summary['documents']:
-    return f'Unfinished: {rows:,} of {summary["documents"]:,} documents.'
-  return ''
+def _progress(rows: int, summary: dict, expected: int | None) -> str:
+  total = summary.get('documents', expected)
+  if total is None:
+    return f'Unfinished: {rows:,} documents so far.'
+  if rows < total:
+    share = rows / total
+    return f'Unfinished: {rows:,} of {total:,} documents, {share:.0%}.'
+  return '' if summary else 'Unfinished: no summary.json yet.'
 
 
 def _markdown(

@@ -159,13 +159,10 @@ class Results:
 
   def _found(self) -> Iterator[str]:
     """The files with rows that are there, the whole one first."""
-    if os.path.exists(self._whole):
+    if self._shared:
+      yield from paths(self._workdir, self._name)
+    elif os.path.exists(self._whole):
       yield self._whole
-    if self._shared and os.path.isdir(self._workdir):
-      pattern = re.escape(self._name) + r'\.\d+\.jsonl'
-      for name in sorted(os.listdir(self._workdir)):
-        if re.fullmatch(pattern, name):
-          yield os.path.join(self._workdir, name)
 
   def _read(self, paths: Iterable[str]) -> None:
     for path in paths:
@@ -185,6 +182,16 @@ class Results:
         os.unlink(path)
     if clean:
       clean()
+
+
+def paths(workdir: str, name: str = 'results') -> list[str]:
+  """`NAME.jsonl`, and those of processes that still write, as far as there."""
+  found = []
+  pattern = re.escape(name) + r'(\.\d+)?\.jsonl'
+  if os.path.isdir(workdir):
+    found = [n for n in os.listdir(workdir) if re.fullmatch(pattern, n)]
+  found.sort(key=lambda n: (n != f'{name}.jsonl', n))
+  return [os.path.join(workdir, n) for n in found]
 
 
 def _line(row: dict) -> bytes:
