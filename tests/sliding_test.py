@@ -145,4 +145,4 @@ def test_a_run_is_of_one_kind_of_windows(config, tmp_path):
   with open(mixed, 'a') as file:
     file.write(json.dumps(row) + '\n')
   with pytest.raises(ValueError, match=r"5: .*'whole', 0, 8\) in a file of"):
-    report.read_rows(mixed)
+    report.read_rows(paths['sliding'])
