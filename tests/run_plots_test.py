@@ -109,12 +109,32 @@ def test_compared_has_a_bar_a_run_and_a_tick_before():
   (ax,) = run_plots.compared(bars, ['x', 'y'], 'a note').axes
   widths = [[bar.get_width() for bar in group] for group in ax.containers]
   assert widths[0] == [1.0, 1.5]
-  assert widths[1][0] == 1.2 and math.isnan(widths[1][1])
+  assert widths[1] == [1.2]
+  # What is not there takes no room: the bar of y stands alone at its name.
+  middles = [bar.get_y() + bar.get_height() / 2 for bar in ax.patches]
+  assert middles == pytest.approx([0, 2.8, 1])
+  assert list(ax.get_yticks()) == pytest.approx([0.5, 2.8])
   (ticks,) = ax.collections
   assert [line[0][0] for line in ticks.get_segments()] == [2.0, 3.0]
   hatches = [group[0].get_hatch() for group in ax.containers]
   assert len(set(hatches)) == 2
   assert 'a note' in ax.get_xlabel()
+
+
+def test_many_runs_have_bars_of_their_own_look():
+  bars = {f'{n}': run_plots.Bars({}, {'x': 1.0}) for n in range(42)}
+  (ax,) = run_plots.compared(bars, ['x']).axes
+  assert len({(b.get_hatch(), b.get_facecolor()) for b in ax.patches}) == 42
+
+
+def test_runs_over_counts_have_their_change_beside():
+  lines = {'own': {0: 4.0, 1: 3.0}, 'published': {0: 1.0, 5: 0.8}, 'b': {2: 1}}
+  left, right = run_plots.over_counts(lines, ['own'], 'a note').axes
+  assert list(left.lines[0].get_ydata()) == [4, 3]
+  assert list(right.lines[0].get_ydata()) == pytest.approx([0, -25])
+  assert list(right.lines[1].get_ydata()) == pytest.approx([0, -20])
+  assert math.isnan(right.lines[2].get_ydata()[0])
+  assert left.lines[0].get_linewidth() > left.lines[1].get_linewidth()
 
 
 @pytest.mark.parametrize('number', [1, 7])

@@ -22,7 +22,8 @@ from tttnn.scoring import metrics
 
 _LARGEST = 6  # Domains, as in Hardt & Sun's figures.
 _GREY = '#666666'
-_HATCHES = ('', '////', '....', 'xxxx', '\\\\\\\\', '++', 'oo')
+# Six and seven colours: 42 bars before a look comes again.
+_HATCHES = ('', '////', '....', 'xxxx', '\\\\\\\\', '++')
 _MEASURES = (
   ('bits_per_byte', 'bits per byte'),
   ('byte_perplexity', 'byte perplexity'),
@@ -99,7 +100,10 @@ def measures(
 
 @style.context(plots.STYLE)
 def losses(
-  rows: Sequence[Mapping], table: metrics.Table, domains: Sequence[str]
+  rows: Sequence[Mapping],
+  table: metrics.Table,
+  domains: Sequence[str],
+  unit: str = 'neighbours',
 ) -> figure.Figure | None:
   """A panel a domain: bits per byte, and the loss of training, over neighbours.
 
@@ -156,13 +160,15 @@ def losses(
     ncols=2,
     frameon=False,
   )
-  fig.supxlabel('neighbours', fontsize=9)
+  fig.supxlabel(unit, fontsize=9)
   return fig
 
 
 @style.context(plots.STYLE)
-def cost_boxes(seconds: Mapping[str, Sequence[float]]) -> figure.Figure:
-  """A box a domain: seconds of adapting to a neighbour, over documents.
+def cost_boxes(
+  seconds: Mapping[str, Sequence[float]], one: str = 'neighbour'
+) -> figure.Figure:
+  """A box a domain: seconds of adapting to one neighbour, over documents.
 
   Boxes are quartiles with the median, whiskers the 10 % and 90 % quantiles; the
   axis is logarithmic. Cheapest first.
@@ -194,7 +200,7 @@ def cost_boxes(seconds: Mapping[str, Sequence[float]]) -> figure.Figure:
   ax.invert_yaxis()
   ax.set_xscale('log')
   _plain(ax, 'x')
-  ax.set_xlabel('seconds a neighbour, mean of a document')
+  ax.set_xlabel(f'seconds a {one}, mean of a document')
   ax.grid(visible=False, axis='y')
   ax.tick_params(axis='y', length=0)
   return fig
@@ -206,36 +212,37 @@ def compared(
 ) -> figure.Figure:
   """A group a domain: models or methods side by side, before and after.
 
-  The bar is after, the tick across it before adapting. What a run lacks has no
-  bar.
+  The bar is after, the tick across it before adapting. What a run lacks has
+  neither bar nor room.
 
   Args:
     scores: label -> its scores.
     domains: of the groups, from above.
     note: below the axis.
   """
-  height = 0.8 / len(scores)
+  rows, places, end = [], {}, 0.0
+  for domain in domains:
+    own = [label for label, bars in scores.items() if domain in bars.after]
+    rows.append(end + (len(own) - 1) / 2)
+    places |= {(domain, label): end + n for n, label in enumerate(own)}
+    end += max(len(own), 1) + 0.8
   fig = figure.Figure(
-    figsize=(
-      6.4,
-      1.2 + 0.1 * len(scores) + max(0.4, 0.16 * len(scores)) * len(domains),
-    ),
+    figsize=(6.4, 1.2 + 0.1 * len(scores) + max(0.4 * len(rows), 0.16 * end)),
     layout='constrained',
   )
   ax = fig.add_subplot()
   looks = zip(itertools.cycle(_HATCHES), frontier_plots.looks(), strict=False)
-  rows = np.arange(len(domains)) + 0.0
   tick = 'before adapting'
-  for place, ((label, bars), (hatch, (color, *_))) in enumerate(
-    zip(scores.items(), looks, strict=False)
+  for (label, bars), (hatch, (color, *_)) in zip(
+    scores.items(), looks, strict=False
   ):
-    y = rows + (place + 0.5) * height - 0.4
-    after = [bars.after.get(domain, np.nan) for domain in domains]
-    before = [bars.before.get(domain, np.nan) for domain in domains]
+    own = [domain for domain in domains if domain in bars.after]
+    y = np.array([places[domain, label] for domain in own])
+    before = [bars.before.get(domain, np.nan) for domain in own]
     ax.barh(
       y,
-      after,
-      0.9 * height,
+      [bars.after[domain] for domain in own],
+      0.9,
       color=color,
       edgecolor='white',
       hatch=hatch,
@@ -243,13 +250,11 @@ def compared(
       label=plots.two_lines(label),
     )
     if np.isfinite(before).any():
-      ax.vlines(
-        before, y - 0.42 * height, y + 0.42 * height, 'black', label=tick
-      )
+      ax.vlines(before, y - 0.42, y + 0.42, 'black', label=tick)
       tick = None
   names = [plots.two_lines(domain) for domain in domains]
   ax.set_yticks(rows, names, parse_math=False)
-  ax.set_ylim(len(domains) - 0.5, -0.5)
+  ax.set_ylim(end - 0.9, -0.9)
   ax.set_xlim(left=0)
   ax.set_xlabel('bits per byte' + (f'\n{note}' if note else ''))
   ax.grid(visible=False, axis='y')
@@ -262,30 +267,41 @@ def compared(
 def over_counts(
   lines: Mapping[str, Mapping[int, float]], own: Sequence[str], note: str
 ) -> figure.Figure:
-  """Bits per byte over the count, a line a run; thick are those of `own`."""
+  """Bits per byte over the count, and their change; thick lines are `own`.
+
+  The change, from the count 0, also shows runs of different data in one range.
+  Runs that were not scored at 0 have none.
+  """
   fig = figure.Figure(
-    figsize=(6.4, 3.4 + 0.22 * math.ceil(len(lines) / 2)),
+    figsize=(7.6, 3.3 + 0.34 * math.ceil(len(lines) / 2)),
     layout='constrained',
   )
-  ax = fig.add_subplot()
-  for (label, points), look in zip(
+  left, right = fig.subplots(1, 2)
+  for (label, points), (color, marker, dashes) in zip(
     lines.items(), frontier_plots.looks(), strict=False
   ):
-    color, marker, dashes = look
-    ax.plot(
-      list(points),
-      list(points.values()),
-      color=color,
-      marker=marker,
-      linestyle=dashes,
-      markersize=5,
-      linewidth=2.4 if label in own else 1.2,
-      label=plots.two_lines(label),
-    )
-  _integer(ax)
-  ax.set_xlabel('neighbours' + (f'\n{note}' if note else ''))
-  ax.set_ylabel('bits per byte')
-  _legend(fig, ax, 2)
+    changes = [
+      100 * (bits / points[0] - 1) if points.get(0) else np.nan
+      for bits in points.values()
+    ]
+    for ax, values in ((left, list(points.values())), (right, changes)):
+      ax.plot(
+        list(points),
+        values,
+        color=color,
+        marker=marker,
+        linestyle=dashes,
+        markersize=5,
+        markevery=max(1, len(points) // 10),
+        linewidth=2.4 if label in own else 1.2,
+        label=plots.two_lines(label),
+      )
+  left.set_title('bits per byte', loc='left')
+  right.set_title('change from 0 neighbours, %', loc='left')
+  for ax in (left, right):
+    _integer(ax)
+  fig.supxlabel('neighbours' + (f'\n{note}' if note else ''), fontsize=9)
+  _legend(fig, left, 2)
   return fig
 
 
