@@ -58,7 +58,8 @@ def test_a_finished_run(tmp_path, capsys):
   workdir = _write(tmp_path / 'mine', [_row(0), _row(1)], summary)
   report.run(_config(), workdir)
   folder = workdir / 'report'
-  figures = ('before_after', 'cost', 'curves', 'losses', 'measures')
+  figures = ('before_after', 'cost', 'curves', 'distances', 'losses')
+  figures += ('measures',)
   assert {path.name for path in folder.iterdir()} == {
     'index.html',
     'tables',
@@ -144,6 +145,7 @@ def test_several_runs(tmp_path, capsys):
     'cost_1.png',
     'counts.png',
     'curves_1.png',
+    'distances_1.png',
     'frontier.png',
     'losses_1.png',
     'measures_1.png',

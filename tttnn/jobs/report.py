@@ -10,13 +10,10 @@ import pathlib
 from tttnn import files
 from tttnn.jobs import live
 from tttnn.reporting import compared
-from tttnn.reporting import costs
 from tttnn.reporting import page
-from tttnn.reporting import plots
-from tttnn.reporting import run_plots
+from tttnn.reporting import sections
 from tttnn.reporting import tables
 from tttnn.scoring import faithful as faithful_lib
-from tttnn.scoring import intervals
 from tttnn.scoring import metrics
 from tttnn.scoring import paired
 from tttnn.scoring import results
@@ -94,7 +91,8 @@ def run(config, workdir: str | os.PathLike) -> None:
   )
   compared_tables, figures = _compare(config, inputs, runs)
   runs = [
-    _drawn(shown, number, faithful) for number, shown in enumerate(runs, 1)
+    sections.drawn(shown, number, as_published=faithful)
+    for number, shown in enumerate(runs, 1)
   ]
   title = config.report.title or _title(config, runs)
   contents = {
@@ -160,69 +158,6 @@ def load(
     origin={k: v for k, v in summary.items() if k not in _SCORES},
     scores=token_scores.Reader(os.fspath(workdir)),
   )
-
-
-def _drawn(shown: page.Run, number: int, faithful: bool) -> page.Run:
-  """With intervals, tables and figures, which `number` tells apart."""
-  rows, table, unit = shown.rows, shown.table, shown.unit
-  known = curves = None
-  if table.all.last_counts[1] and 0 in table.all.by_count:
-    known = intervals.of_table(rows, table, as_published=faithful)
-  if len(table.all.by_count) > 1:
-    curves = page.Figure.draw(
-      f'curves_{number}.png',
-      f'Bits per byte over {unit}, a panel a domain.',
-      plots.curves(table, unit),
-    )
-  more = [('seconds', 'Seconds a document.', costs.seconds_table(rows))]
-  spent = costs.per_neighbor(rows)
-  if spent:
-    one = 'pass' if unit == 'passes' else 'neighbour'
-    cells = costs.cost_table(rows, unit)
-    more.insert(0, ('cost', f'What adapting to a {one} costs.', cells))
-  return dataclasses.replace(
-    shown,
-    known=known,
-    before_after=page.Figure.draw(
-      f'before_after_{number}.png',
-      'Bars of bits per byte by domain, the numbers of the table above.',
-      plots.before_after(table, unit, known),
-    ),
-    curves=curves,
-    more_tables=more,
-    more_figures=list(_more_figures(shown, number, spent, known)),
-  )
-
-
-def _more_figures(shown: page.Run, number: int, spent, known):
-  table, unit = shown.table, shown.unit
-  domains = run_plots.largest(shown.rows)
-  if len(table.tasks) > len(domains):
-    few = run_plots.only(table, domains)
-    yield page.Figure.draw(
-      f'largest_{number}.png',
-      f'The {len(domains)} largest domains before and after.',
-      plots.before_after(few, unit, known),
-    )
-  if len(table.all.by_count) > 1:
-    yield page.Figure.draw(
-      f'measures_{number}.png',
-      f'Bits per byte and perplexities over {unit}, the largest domains.',
-      run_plots.measures(table, domains, unit),
-    )
-    losses = run_plots.losses(shown.rows, table, domains)
-    if losses:
-      yield page.Figure.draw(
-        f'losses_{number}.png',
-        f'Bits per byte, and the loss of training, over {unit}.',
-        losses,
-      )
-  if spent:
-    yield page.Figure.draw(
-      f'cost_{number}.png',
-      'Seconds of adapting once, by domain.',
-      run_plots.cost_boxes(spent),
-    )
 
 
 def _inputs(config, workdir: pathlib.Path) -> list[_Input]:
