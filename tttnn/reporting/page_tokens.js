@@ -90,7 +90,8 @@ function colour() {
     const kind = found ? shade(found.change) : '';
     const line = 'line' in span.dataset && kind ? ' line' : '';
     const kept = ['shared', 'now'].filter(name => span.classList.contains(name));
-    span.className = [kind + line, ...kept].join(' ').trim();
+    const name = [kind + line, ...kept].join(' ').trim();
+    if (span.className !== name) span.className = name;
   });
   showCurve(index);
   for (const card of document.querySelectorAll('.neighbor'))
@@ -101,7 +102,8 @@ function colour() {
 
 function showToken(group) {
   const bar = $('token');
-  for (const span of open.spans) span.classList.remove('now');
+  for (const span of $('text').querySelectorAll('.now'))
+    span.classList.remove('now');
   if (group === null) {
     bar.textContent = open.spans.length ?
       'Point at a token, or click the text and use the arrow keys.' : '';
