@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tttnn.reporting import details
+from tttnn.reporting import listing
 from tttnn.scoring import token_scores
 
 
@@ -130,6 +131,16 @@ def test_without_scores_of_tokens_there_are_the_rows():
   head, numbers = unpack(details.Document(row, Scores(), 0.5).pack(WIDE))
   assert 'text' not in head and not len(numbers)
   assert 'text' not in head['neighbors'][0]
+
+
+def test_bits_round_as_in_the_table():
+  nats = [-2.0192501 * math.log(2), -1.0]
+  row = row_of(tokens_of('a', [[-1], [-1]]), log_likelihood=nats)
+  head, _ = unpack(details.Document(row, None, 0.5).pack(WIDE))
+  assert (
+    f'{head["bits"][0]:.4f}'
+    == listing.cells(row | {'seconds': {}, 'at': [0, 1]})[2][0]
+  )
 
 
 def test_passes_have_losses():

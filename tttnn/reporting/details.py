@@ -224,10 +224,10 @@ def _at(values: Sequence, place: int):
 
 
 def _number(value: float | None) -> float | None:
-  """Six digits, or None where it is none."""
+  """Nine digits, so that four round as the table's; None where it is none."""
   if value is None or not math.isfinite(value):
     return None
-  return float(f'{value:.6g}')
+  return float(f'{value:.9g}')
 
 
 def _utf16(text: str) -> int:
