@@ -107,8 +107,10 @@ def run(config, workdir: str | os.PathLike) -> None:
     contents[f'tables/{name}.csv'] = tables.render_csv(cells).encode()
     latex = tables.render_latex(cells, caption)
     contents[f'tables/{name}.tex'] = latex.encode()
-  if runs:
-    contents['tables/scores.csv'] = tables.render_csv(_scores(runs)).encode()
+  scores = _scores(runs)
+  if config.report.published:
+    scores += compared.published_scores(config.report.published)
+  contents['tables/scores.csv'] = tables.render_csv(scores).encode()
   (workdir / 'report' / 'tables').mkdir(parents=True, exist_ok=True)
   for name, content in contents.items():
     files.write_if_changed(os.fspath(workdir / 'report' / name), content)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import math
 
 from tttnn.reporting import frontier
 from tttnn.reporting import frontier_plots
@@ -23,12 +24,16 @@ _PILE = (
   'Published figures are of the 22 tasks of the Pile, and so are the rest.'
 )
 _ALL = ('all', 'pile_all')
+# What `pile_all` is defined of.
+_WEIGHTED = ('bits_per_byte', 'training_cost')
 
 
 def of_runs(
   runs: Sequence[page.Run], parts: Mapping[str, Sequence[paired.Rows]]
 ) -> tuple[Tables, list[page.Figure]]:
   """Tables and figures of several runs, over the documents that all have.
+
+  Differences, paired over documents, are those from the first run of ttt.
 
   Args:
     runs: to compare.
@@ -58,36 +63,8 @@ def of_runs(
     name: [[row for row in rows if row['doc_id'] in ids] for rows in lists]
     for name, lists in parts.items()
   }
-  try:
-    points = [
-      point
-      for name, lists in lines.items()
-      for rows in lists
-      for point in frontier.points(name, rows)
-    ]
-    frontier.check({name: lists[-1] for name, lists in lines.items()})
-  except ValueError as error:
-    cells = [['why there is no plot over seconds'], [str(error)]]
-    return [*found, ('frontier', 'Quality against seconds.', cells)], figures
-  found.append(('frontier', frontier.title(points), frontier.table(points)))
-  figures += [
-    page.Figure.draw(
-      'frontier.png',
-      'Bits per byte over seconds a document: lower and left is better.',
-      frontier_plots.over_seconds(points),
-    ),
-    page.Figure.draw(
-      'counts.png',
-      'Bits per byte over the number of neighbours.',
-      frontier_plots.over_counts(points),
-    ),
-    page.Figure.draw(
-      'seconds.png',
-      'Seconds a document by stage.',
-      frontier_plots.seconds(points),
-    ),
-  ]
-  return found, figures
+  more, drawn = _over_seconds(runs, lines)
+  return found + more, figures + drawn
 
 
 def with_published(
@@ -126,6 +103,8 @@ def with_published(
   }
   cells = _by_count(lines, sorted(counts))
   found.append(('published_by_count', 'The same by neighbours.', cells))
+  title = f'Bits per byte after adapting, by domain of the Pile. {note}'.strip()
+  found.append(('published_by_domain', title, _by_domain(runs, theirs)))
   bars = {run.name: _bars(run.table) for run in runs}
   bars |= {
     run.label: run_plots.Bars(
@@ -152,6 +131,75 @@ def with_published(
     ),
   ]
   return found, figures
+
+
+def _over_seconds(
+  runs: Sequence[page.Run], lines: Mapping[str, Sequence[paired.Rows]]
+) -> tuple[Tables, list[page.Figure]]:
+  """Quality against seconds and counts, or why there is none.
+
+  Args:
+    runs: to compare.
+    lines: name -> rows of its parts, of the documents that all runs have.
+  """
+  last = {name: lists[-1] for name, lists in lines.items()}
+  try:
+    points = [
+      point
+      for name, lists in lines.items()
+      for rows in lists
+      for point in frontier.points(name, rows)
+    ]
+    frontier.check(last)
+  except ValueError as error:
+    cells = [['why there is no plot over seconds'], [str(error)]]
+    return [('frontier', 'Quality against seconds.', cells)], []
+  found = [('frontier', frontier.title(points), frontier.table(points))]
+  reference = next((run.name for run in runs if run.method == 'ttt'), None)
+  differences = frontier.against(reference, last) if reference else []
+  if differences:
+    title = frontier.differences_title(differences)
+    cells = frontier.differences_table(differences)
+    found.append(('differences', title, cells))
+  figures = [
+    page.Figure.draw(
+      'frontier.png',
+      'Bits per byte over seconds a document: lower and left is better.',
+      frontier_plots.over_seconds(points),
+    ),
+    page.Figure.draw(
+      'counts.png',
+      'Bits per byte over the number of neighbours.',
+      frontier_plots.over_counts(points),
+    ),
+    page.Figure.draw(
+      'seconds.png',
+      'Seconds a document by stage.',
+      frontier_plots.seconds(points),
+    ),
+  ]
+  return found, figures
+
+
+def published_scores(name: str) -> tables.Cells:
+  """The figures of a published set: run, domain, metric, count, '', value.
+
+  With all digits that are known, and `pile_all`, computed, of what every task
+  has.
+
+  Raises:
+    ValueError: if there is no such set.
+  """
+  cells = []
+  for run in published_lib.load(name):
+    for metric, count in sorted({key[1:] for key in run.values}):
+      values = run.by_domain(count, metric)
+      if metric in _WEIGHTED and len(values) == len(metrics.PILE_WEIGHTS):
+        values['pile_all'] = run.total(count, metric)
+      for domain, value in values.items():
+        label = f'{run.name} (published)'
+        cells.append([label, domain, metric, str(count), '', repr(value)])
+  return cells
 
 
 def _bars(table: metrics.Table) -> run_plots.Bars:
@@ -224,6 +272,39 @@ def _by_count(
       *(tables.number(line[n]) if n in line else '-' for n in counts),
     ]
     for label, line in lines.items()
+  ]
+
+
+def _by_domain(
+  runs: Sequence[page.Run], theirs: Sequence[published_lib.Run]
+) -> tables.Cells:
+  """A line a domain of the Pile, the heaviest first, a column a run.
+
+  Of one's own those with such domains, of the published those with a curve.
+  """
+  columns = {}
+  for run in runs:
+    known = {
+      name: curve.last.bits_per_byte
+      for name, curve in run.table.lines()
+      if name in metrics.PILE_WEIGHTS or name == 'pile_all'
+    }
+    if known:
+      last = tables.count_range(run.table.all.last_counts)
+      columns[f'{run.name} at {last}'] = known
+  for run in theirs:
+    last = max(run.counts)
+    if len(run.counts) > 1:
+      columns[f'{run.label} at {last}'] = _with_total(run, last)
+  domains = sorted(
+    metrics.PILE_WEIGHTS, key=lambda domain: -metrics.PILE_WEIGHTS[domain]
+  )
+  return [['domain', *columns]] + [
+    [
+      domain,
+      *(tables.number(c.get(domain, math.nan)) for c in columns.values()),
+    ]
+    for domain in ['pile_all', *domains]
   ]
 
 
