@@ -84,6 +84,18 @@ def test_boxes_are_of_seconds_a_neighbour():
   assert [np.mean(line.get_xdata()) for line in medians] == [3.5, 4.5]
 
 
+def test_boxes_of_nearly_equal_seconds_have_few_ticks():
+  fig = run_plots.cost_boxes({'x': [0.0029], 'y': [0.0037]}, 'pass')
+  (ax,) = fig.axes
+  low, high = ax.get_xlim()
+  assert low < 0.0029 and high > 0.0037 and high / low == pytest.approx(10)
+  plots.png(fig)
+  boxes = [t.get_window_extent() for t in ax.get_xticklabels()]
+  boxes = sorted((b for b in boxes if b.width), key=lambda box: box.x0)
+  assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
+  assert 'a pass' in ax.get_xlabel()
+
+
 def test_costs_as_tables():
   rows = [row(0, 'x'), row(1, 'x'), row(2, 'y')]
   cells = costs.cost_table(rows, 'neighbours')

@@ -13,6 +13,7 @@ from matplotlib import ticker
 import numpy as np
 
 from tttnn.reporting import plots
+from tttnn.reporting import tables
 from tttnn.scoring import metrics
 
 _BINS = 40
@@ -40,18 +41,16 @@ def draw(distances_Bxk: np.ndarray) -> figure.Figure:
   mean_k = np.nanmean(distances_Bxk, axis=0)
   std_k = np.nanstd(distances_Bxk, axis=0)
   places = np.arange(1, len(mean_k) + 1)
+  shown = [place - 1 for place in tables.thinned(places.tolist())]
+  left.plot(places, mean_k, 'o-', color=_NEAREST, markersize=4, markevery=shown)
   left.errorbar(
-    places,
-    mean_k,
-    std_k,
-    fmt='o-',
-    color=_NEAREST,
+    places[shown],
+    mean_k[shown],
+    std_k[shown],
+    fmt='none',
     ecolor='#666666',
     elinewidth=0.9,
     capsize=2,
-    markersize=4,
-    markevery=max(1, len(places) // 10),
-    errorevery=max(1, len(places) // 10),
   )
   left.set_ylim(bottom=min(0, left.get_ylim()[0]))
   left.set_title('mean \u00b1 standard deviation', loc='left')

@@ -199,6 +199,10 @@ def cost_boxes(
   ax.set_yticks(np.arange(len(order)) + 1, names, parse_math=False)
   ax.invert_yaxis()
   ax.set_xscale('log')
+  # A decade at least: less would have many long ticks, and blow up noise.
+  low, high = ax.get_xlim()
+  wider = max(1, 10 * low / high) ** 0.5
+  ax.set_xlim(low / wider, high * wider)
   _plain(ax, 'x')
   ax.set_xlabel(f'seconds a {one}, mean of a document')
   ax.grid(visible=False, axis='y')
