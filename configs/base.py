@@ -492,8 +492,8 @@ def get_config() -> ml_collections.ConfigDict:
   )
   config.benchmark = _section(
     # What is measured: ttt (adapting to neighbours) | embed (embedding texts) |
-    # search (finding neighbours) | select (choosing among them) | knn_lm (a
-    # store of tokens, made, searched and followed).
+    # search (finding neighbours) | select (choosing among them) | train (steps
+    # on packed rows) | knn_lm (a store of tokens, made, searched and followed).
     name='ttt',
     # The script of another program that does the same, and the interpreter
     # that has its packages; '': none, and this one.
@@ -504,9 +504,12 @@ def get_config() -> ml_collections.ConfigDict:
     # layers of 384) | base (12 of 768) | long (small, 2048 tokens) | mini.
     # search: full (200,000 vectors, and a host of 1,000,000) | mini. select:
     # full (64 pools of 200, 50 picks, 1024 dimensions) | mini. knn_lm: full
-    # (GPT-2 small, 500,000 tokens) | middle | mini.
+    # (GPT-2 small, 500,000 tokens) | middle | mini. train: roberta | gpt2 (4
+    # layers of 256, 8192 ids) | roberta-50k | gpt2-50k | large (as GPT-2-large,
+    # for accelerators) | mini | mini-gpt2.
     shapes='small-1024,small-128,tiny',
-    # Of `embed` and `knn_lm`, JSONL paths or globs; '': the built-in corpus.
+    # Of `embed`, `knn_lm`, `train`: JSONL paths or globs; '': the built-in
+    # corpus.
     texts='',
     # Of `knn_lm`: build | speed | retomaton; '': all. What the work directory
     # has of them is not measured again. Its model is model.path, or one of

@@ -5,10 +5,11 @@ python -m tttnn.main --config=configs/benchmark.py:ttt --workdir=/tmp/benchmark
 What is measured: `ttt`, adapting to neighbours; `embed`, embedding texts, those
 of --config.benchmark.texts='/tmp/texts/*.jsonl' or of the built-in corpus;
 `search`, the search host and search on the devices, beside faiss and the
-original's server; `select`, choosing among neighbours. Each takes up to ten
-minutes on two cores, which should have nothing else to do, and under eight with
-an accelerator. benchmark.py:ttt,short (embed,short, search,short and
-select,short likewise) shows in a minute that it works.
+original's server; `select`, choosing among neighbours; `train`, steps of a
+masked and a causal LM on packed rows. Each takes up to ten minutes on two
+cores, which should have nothing else to do, and under eight with an
+accelerator. benchmark.py:ttt,short (embed,short, search,short and so on) shows
+in a minute that it works.
 
 `knn_lm` makes a store of 500,000 tokens and evaluates with it, beside the model
 alone: half an hour on two cores. Run again, it goes on with what is not there;
@@ -29,12 +30,14 @@ _SHAPES = {
   'knn_lm': 'full',
   'search': 'full',
   'select': 'full',
+  'train': 'roberta,gpt2',
   'ttt': 'small-1024,small-128,tiny',
 }
 _SCRIPTS = {  # Of rivals.
   'embed': 'embed_torch.py',
   'search': 'search_connection.py',
   'select': 'select_dense.py',
+  'train': 'train_torch.py',
   'ttt': 'ttt_torch.py',
 }
 

@@ -192,7 +192,10 @@ def test_a_rival_that_fails_is_an_error_with_its_words(tmp_path):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'name': 'tt'}, "'tt' is not one of embed, knn_lm, search, select, ttt"),
+    (
+      {'name': 'tt'},
+      "'tt' is not one of embed, knn_lm, search, select, train, ttt",
+    ),
     ({'shapes': 'mini,large'}, "'large' is none of"),
     ({'rival': '/nowhere.py'}, "'/nowhere.py' is no file"),
   ],

@@ -18,6 +18,8 @@ from tttnn.benchmarks import search
 from tttnn.benchmarks import search_report
 from tttnn.benchmarks import select
 from tttnn.benchmarks import select_report
+from tttnn.benchmarks import train
+from tttnn.benchmarks import train_report
 from tttnn.benchmarks import ttt
 from tttnn.benchmarks import ttt_report
 from tttnn.reporting import plots
@@ -29,6 +31,7 @@ BENCHMARKS = {
   'knn_lm': (knn_lm, knn_lm_report),
   'search': (search, search_report),
   'select': (select, select_report),
+  'train': (train, train_report),
   'ttt': (ttt, ttt_report),
 }
 
