@@ -255,5 +255,7 @@ def test_what_nothing_divides_lies_as_without_fsdp():
 def test_where_documents_have_copies_fsdp_is_refused():
   section = base.get_config().mesh
   section.fsdp = True
+  with pytest.raises(ValueError, match='mesh.data, which is 1 of 8 devices'):
+    sharding.for_training(section)
   with pytest.raises(ValueError, match='mesh.fsdp=True is for training'):
     sharding.from_config(section)

@@ -152,14 +152,22 @@ def stop_at(monkeypatch, step):
 
 
 def test_a_run_goes_on_over_other_devices(world, tmp_path, monkeypatch, capsys):
-  """On 2 x 2 devices, then on 4 x 1, on one, and on one in parts."""
+  """On 2 x 2 devices, 8 with FSDP, one in parts, 4 x 2 with FSDP, one."""
   config = world.copy_and_resolve_references()
-  config.train.checkpoint_every = 2
+  config.train.update(checkpoint_every=2, steps=11)
   jobs.run(config, str(tmp_path / 'whole'))
   wanted = parameters(tmp_path / 'whole')
-  layouts = [(2, 2, 1), (4, 1, 1), (1, 1, 4), (1, 1, 1)]
-  for stop, (data, model, parts) in zip((3, 5, 7, None), layouts, strict=True):
-    config.mesh.update(data=data, model=model)
+  layouts = [
+    (2, 2, 1, False),
+    (8, 1, 1, True),
+    (1, 1, 4, False),
+    (4, 2, 2, True),
+    (1, 1, 1, False),
+  ]
+  for stop, (data, model, parts, fsdp) in zip(
+    (3, 5, 7, 9, None), layouts, strict=True
+  ):
+    config.mesh.update(data=data, model=model, fsdp=fsdp)
     config.train.accumulation = parts
     if stop is None:
       jobs.run(config, str(tmp_path / 'moved'))
@@ -171,8 +179,8 @@ def test_a_run_goes_on_over_other_devices(world, tmp_path, monkeypatch, capsys):
   found = parameters(tmp_path / 'moved')
   assert found.keys() == wanted.keys()
   output = capsys.readouterr().out
-  for step in (2, 4, 6):
-    assert f'resumes at step {step} of 9' in output
+  for step in (2, 4, 6, 8):
+    assert f'resumes at step {step} of 11' in output
   # Sums over devices and parts round otherwise (measured: 6e-7 at most), which
   # Adam makes larger where a gradient is nearly 0. The last step, the smallest,
   # moves a parameter by 1e-4.

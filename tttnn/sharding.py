@@ -145,9 +145,28 @@ def local_mesh(section) -> jax.sharding.Mesh:
   return make_mesh(section.data, section.model, jax.local_devices())
 
 
+def for_training(section) -> jax.sharding.Mesh | None:
+  """The mesh of the config's section `mesh`, which may want FSDP; None: one.
+
+  Raises:
+    ValueError: as `make_mesh`, or there is nothing for FSDP to spread over.
+  """
+  mesh = make_mesh(section.data, section.model, jax.local_devices())
+  if section.fsdp and mesh.shape['data'] == 1:
+    raise ValueError(
+      f'mesh.fsdp=True spreads weights over mesh.data, which is 1 of '
+      f'{jax.local_device_count()} devices here: --config.mesh.data=0 takes all'
+    )
+  return _told(mesh)
+
+
 def from_config(section) -> jax.sharding.Mesh | None:
   """As `local_mesh`; None where it is one device."""
-  mesh, count = local_mesh(section), jax.local_device_count()
+  return _told(local_mesh(section))
+
+
+def _told(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh | None:
+  count = jax.local_device_count()
   if mesh.size < count:
     print(
       f'computing on {mesh.size} of {count} devices; '

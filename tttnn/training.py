@@ -52,15 +52,24 @@ def schedule(train) -> Callable[[jax.Array], jax.Array]:
   return rate
 
 
-def start(optimizer, params, mesh: jax.sharding.Mesh | None = None) -> dict:
-  """The state before the first step: {'params', 'optimizer'}, on the mesh."""
+def start(
+  optimizer,
+  params,
+  mesh: jax.sharding.Mesh | None = None,
+  *,
+  fsdp: bool = False,
+) -> dict:
+  """The state before the first step: {'params', 'optimizer'}, on the mesh.
+
+  With `fsdp`, both spread over the axis `data`, too.
+  """
 
   def make(params):
     return {'params': params, 'optimizer': optimizer.init(params)}
 
   if mesh is None:
     return make(params)
-  places = _places(optimizer, params, mesh)
+  places = _places(optimizer, params, mesh, fsdp)
   params = jax.device_put(params, places['params'])
   return jax.jit(make, out_shardings=places)(params)
 
@@ -72,6 +81,7 @@ def compile_step(
   *,
   parts: int = 1,
   mesh: jax.sharding.Mesh | None = None,
+  fsdp: bool = False,
 ) -> Callable:
   """(state, batch, step) -> (state, loss, gradient norm), compiled.
 
@@ -84,6 +94,8 @@ def compile_step(
     parts: of a step's rows, which go through the model one after another. Their
       gradients add up to that of all rows at once.
     mesh: where the state lies, as `start` places it; rows spread over `data`.
+    fsdp: whether the state does, too. Each device then gathers a weight where
+      it is used, and updates its own part of it.
 
   Raises:
     ValueError: the rows cannot be divided so.
@@ -99,7 +111,7 @@ def compile_step(
   places = None
   if mesh is not None:
     shapes = jax.eval_shape(task.model.init, jax.random.key(0))
-    places = _places(optimizer, shapes, mesh), None, None
+    places = _places(optimizer, shapes, mesh, fsdp), None, None
 
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=places)
   def step(state, batch, number):
@@ -107,7 +119,8 @@ def compile_step(
     if task.dropout:
       key = jax.random.fold_in(jax.random.key(seed), number)
     params = state['params']
-    loss, gradient = _gradient(task, params, batch, key, parts, mesh)
+    loss = _loss(task, mesh, fsdp)
+    loss, gradient = _gradient(loss, params, batch, key, parts)
     updates, moments = optimizer.update(gradient, state['optimizer'], params)
     params = optax.apply_updates(params, updates)
     state = {'params': params, 'optimizer': moments}
@@ -116,19 +129,28 @@ def compile_step(
   return step
 
 
-def _gradient(task, params, batch, key, parts, mesh):
-  """(loss, gradient) of all rows, part after part."""
+def _loss(task: objectives.Task, mesh, fsdp: bool) -> Callable:
+  """(params, rows, dropout key) -> their share of the loss, on the mesh."""
 
-  def of(rows, key):
-    return jax.value_and_grad(task.loss)(params, _spread(rows, mesh), key)
+  def loss(params, rows, key=None):
+    if fsdp:
+      params = sharding.gathered(params, mesh)
+    return task.loss(params, _spread(rows, mesh), key)
+
+  return loss
+
+
+def _gradient(loss, params, batch, key, parts):
+  """(loss, gradient) of all rows, part after part."""
 
   def add(total, part):
     number, rows = part
     own = None if key is None else jax.random.fold_in(key, number)
-    return jax.tree.map(jnp.add, total, of(rows, own)), None
+    return jax.tree.map(jnp.add, total, of(params, rows, own)), None
 
+  of = jax.value_and_grad(loss)
   if parts == 1:
-    return of(batch, key)
+    return of(params, batch, key)
   batch = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
   zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
   return jax.lax.scan(add, zero, (jnp.arange(parts), batch))[0]
@@ -142,9 +164,10 @@ def validate(
   batches: int,
   seed: int,
   mesh: jax.sharding.Mesh | None = None,
+  fsdp: bool = False,
 ) -> float:
   """Mean loss of what `batches` batches predict, in nats, without dropout."""
-  loss = _compile_loss(task, mesh)
+  loss = _compile_loss(task, mesh, fsdp)
   losses, counts = [], []
   for number in range(batches):
     batch = task.batch(data, number, seed)
@@ -154,8 +177,8 @@ def validate(
 
 
 @functools.lru_cache(maxsize=1)
-def _compile_loss(task: objectives.Task, mesh) -> Callable:
-  return jax.jit(lambda params, batch: task.loss(params, _spread(batch, mesh)))
+def _compile_loss(task: objectives.Task, mesh, fsdp: bool) -> Callable:
+  return jax.jit(_loss(task, mesh, fsdp))
 
 
 def _spread(batch, mesh):
@@ -166,14 +189,8 @@ def _spread(batch, mesh):
   return jax.lax.with_sharding_constraint(batch, rows)
 
 
-def _places(optimizer, params, mesh) -> dict:
+def _places(optimizer, params, mesh, fsdp: bool) -> dict:
   """Where the state lies: moments as the parameters that they are of."""
-  specs = sharding.specs(params, mesh)
-  moments = optax.tree_map_params(
-    optimizer,
-    lambda _, spec: spec,
-    jax.eval_shape(optimizer.init, params),
-    specs,
-    transform_non_params=lambda _: _P(),
-  )
+  specs = sharding.specs(params, mesh, fsdp=fsdp)
+  moments = sharding.optimizer_specs(optimizer, params, specs)
   return sharding.named({'params': specs, 'optimizer': moments}, mesh)

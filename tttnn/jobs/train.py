@@ -70,7 +70,7 @@ def run(config, workdir: str) -> None:
 
 
 def _run(config, workdir: str, learner: learner_lib.Learner) -> None:
-  mesh = sharding.from_config(config.mesh)
+  mesh, fsdp = sharding.for_training(config.mesh), config.mesh.fsdp
   rate = training.schedule(config.train)
   optimizer = optim.adamw(
     rate,
@@ -83,8 +83,9 @@ def _run(config, workdir: str, learner: learner_lib.Learner) -> None:
     config.seed,
     parts=config.train.accumulation,
     mesh=mesh,
+    fsdp=fsdp,
   )
-  state = training.start(optimizer, learner.params, mesh)
+  state = training.start(optimizer, learner.params, mesh, fsdp=fsdp)
   if config.dry_run:
     _dry_run(config, learner, step, state)
     return

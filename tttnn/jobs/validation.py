@@ -41,6 +41,7 @@ class Validation:
     self.best = None
     self._train, self._seed = config.train, config.seed
     self._learner, self._mesh = learner, mesh
+    self._fsdp = config.mesh.fsdp
     self._texts = learner.texts['validation']
     self._checkpoints = None
     if not config.train.eval_every:
@@ -77,6 +78,7 @@ class Validation:
       batches=self._train.eval_batches,
       seed=self._seed,
       mesh=self._mesh,
+      fsdp=self._fsdp,
     )
     best = math.inf if self.best is None else self.best['loss']
     if self._checkpoints is not None and found < best:
