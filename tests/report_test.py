@@ -279,6 +279,18 @@ def test_malformed_rows_are_named(tmp_path, bad, words):
     report.read_rows(tmp_path)
 
 
+def test_files_of_runs_that_are_no_more_go(tmp_path):
+  paths = [_write(tmp_path / name, [_row(0)]) for name in 'ab']
+  report.run(_config(','.join(map(str, paths))), tmp_path / 'both')
+  folder = tmp_path / 'both' / 'report'
+  assert (folder / 'cost_2.pdf').exists()
+  mine = folder / 'notes_of_mine.csv'
+  mine.write_text('kept')
+  report.run(_config(str(paths[0])), tmp_path / 'both')
+  left = [path.name for path in folder.rglob('*_2.*')]
+  assert not left and (folder / 'cost_1.pdf').exists() and mine.exists()
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path, capsys):
   paths = []
   for parent in 'ab':

@@ -1,11 +1,13 @@
 """The report job: results.jsonl -> tables, figures and one HTML page."""
 
+from collections.abc import Mapping
 import dataclasses
 import itertools
 import json
 import math
 import os
 import pathlib
+import re
 
 from tttnn import files
 from tttnn.jobs import live
@@ -56,7 +58,7 @@ def run(config, workdir: str | os.PathLike) -> None:
   and LaTeX, and scores.csv, what they round; the figures as PNG and PDF. An
   unfinished run is reported as far as it got. Several runs are compared over
   the documents that all have. A file whose content would stay the same is left
-  alone.
+  alone; those of runs that an earlier report had and this one has not go.
 
   Args:
     config: `report.inputs`, the comma-separated work directories of `evaluate`
@@ -114,6 +116,7 @@ def run(config, workdir: str | os.PathLike) -> None:
   (workdir / 'report' / 'tables').mkdir(parents=True, exist_ok=True)
   for name, content in contents.items():
     files.write_if_changed(os.fspath(workdir / 'report' / name), content)
+  _drop_stale(workdir / 'report', contents)
 
   for _, caption, cells in compared_tables:
     print(f'{caption}\n\n{tables.render_text(cells)}')
@@ -121,6 +124,15 @@ def run(config, workdir: str | os.PathLike) -> None:
     print(f'{shown.name}: {shown.progress or "finished."}\n')
     print(tables.text(shown.table, shown.unit))
   print(f'Report: {(workdir / "report" / "index.html").resolve()}')
+
+
+def _drop_stale(directory: pathlib.Path, contents: Mapping) -> None:
+  """Deletes figures and tables of runs with numbers that there are no more."""
+  for path in sorted(directory.rglob('*_*.*')):
+    name = path.relative_to(directory).as_posix()
+    if re.fullmatch(r'[a-z_/]+_\d+\.(csv|pdf|png|tex)', name):
+      if name not in contents:
+        path.unlink()
 
 
 def load(
