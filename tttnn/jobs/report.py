@@ -130,9 +130,9 @@ def _drop_stale(directory: pathlib.Path, contents: Mapping) -> None:
   """Deletes figures and tables of runs with numbers that there are no more."""
   for path in sorted(directory.rglob('*_*.*')):
     name = path.relative_to(directory).as_posix()
-    if re.fullmatch(r'[a-z_/]+_\d+\.(csv|pdf|png|tex)', name):
-      if name not in contents:
-        path.unlink()
+    numbered = re.fullmatch(r'[a-z_/]+_\d+\.(csv|pdf|png|tex)', name)
+    if numbered and name not in contents:
+      path.unlink()
 
 
 def load(
