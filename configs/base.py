@@ -41,9 +41,10 @@ def get_config() -> ml_collections.ConfigDict:
     fsdp=False,
   )
   config.distributed = _section(
-    # Processes, on one host or many, that share the documents of `evaluate`.
-    # Each is started with the same command and its own number; all see the same
-    # files. mesh.* counts the devices of one process.
+    # Processes, on one host or many, that share the documents of `evaluate` or
+    # the rows of `train`. Each is started with the same command and its own
+    # number; all see the same files. mesh.* counts the devices of one process,
+    # of `train` those of all.
     coordinator='',  # HOST:PORT at which process 0 waits for the others.
     processes=1,
     process=-1,  # This one, from 0 on; -1: $TTTNN_PROCESS.

@@ -34,6 +34,34 @@ def evaluate(workdir: str, overrides: dict, stall: int = -1) -> None:
   jobs.run(config, workdir)
 
 
+def fit(workdir: str, overrides: dict) -> None:
+  """The job `train`; writes which files and rows this process has read."""
+  from tttnn.corpus import packing
+  from tttnn.corpus import pieces
+
+  config = base.get_config()
+  for key, value in overrides.items():
+    settings.override(config, key, value)
+  made, batched, seen = pieces.make, packing.batch, {}
+
+  def make(recipe, piece, stop=None):
+    seen.setdefault('files', []).append(piece.path)
+    return made(recipe, piece, stop)
+
+  def batch(*args, **options):
+    rows = batched(*args, **options)
+    seen['rows'] = len(rows)
+    return rows
+
+  pieces.make, packing.batch = make, batch
+  try:
+    jobs.run(config, workdir)
+  finally:
+    path = os.path.join(workdir, f'seen.{os.environ["TTTNN_PROCESS"]}.json')
+    with open(path, 'w') as file:
+      json.dump(seen, file)
+
+
 TRAINED = {'rows': 8, 'length': 12, 'steps': 3, 'rate': 0.3}
 
 
@@ -137,6 +165,6 @@ def collective(processes: dict, path: str, victim: int) -> None:
 
 if __name__ == '__main__':
   what, *arguments = sys.argv[1:]
-  {'evaluate': evaluate, 'collective': collective}[what](
+  {'evaluate': evaluate, 'fit': fit, 'collective': collective}[what](
     *map(json.loads, arguments)
   )

@@ -33,6 +33,10 @@ class Checkpoints:
         save_interval_steps=every,
         max_to_keep=keep,
         enable_async_checkpointing=True,
+        # Two runs of saves that go on at once do not take each other's turns.
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+          primary_host=0, barrier_sync_key_prefix=os.path.basename(directory)
+        ),
       ),
     )
 

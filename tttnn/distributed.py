@@ -136,11 +136,17 @@ def session(settings: Settings) -> Iterator[None]:
   try:
     _begin(settings)
     sys.stdout.reconfigure(line_buffering=True)  # An exit loses no line.
+    stopped = None
     with contextlib.ExitStack() as stack:
       if not is_main():
         silence = stack.enter_context(open(os.devnull, 'w'))
         stack.enter_context(contextlib.redirect_stdout(silence))
-      yield
+      try:
+        yield
+      except SystemExit as error:  # All end early, and nothing has failed.
+        if error.code:
+          raise
+        stopped = error
       meet('the end')
   except BaseException as error:
     # JAX would wait for the others before it lets this process exit.
@@ -154,6 +160,8 @@ def session(settings: Settings) -> Iterator[None]:
   _run.watch.close()
   _run.watch = None
   jax.distributed.shutdown()
+  if stopped:
+    raise stopped
 
 
 def count() -> int:

@@ -105,8 +105,17 @@ class StreamTask:
     """Tokens of a step."""
     return self.rows * self.length
 
-  def batch(self, stream: packing.Stream, step: int, seed: int) -> Batch:
-    """The arrays of step `step`, a function of its arguments alone."""
+  def batch(
+    self,
+    stream: packing.Stream,
+    step: int,
+    seed: int,
+    own: np.ndarray | None = None,
+  ) -> Batch:
+    """The arrays of step `step`, a function of its arguments alone.
+
+    Of the rows `own`, ascending, where not all are wanted.
+    """
     if self.objective == 'causal':
       rows = packing.batch(
         stream,
@@ -115,6 +124,7 @@ class StreamTask:
         length=self.length,
         overlap=1,
         seed=seed,
+        own=own,
       )
       return {'tokens': rows[:, :-1], 'targets': rows[:, 1:]}
     rows = packing.batch(
@@ -124,15 +134,16 @@ class StreamTask:
       length=self.length - 2,
       overlap=0,
       seed=seed,
+      own=own,
     )
     rng = np.random.default_rng([seed, _MASKS, step])
-    return self._mask(rows, rng)
+    return self._mask(rows, slice(None) if own is None else own, rng)
 
-  def predicted(self, batch: Batch) -> int:
-    """How many tokens a batch has predicted."""
+  def predicted(self, batch: Batch) -> jax.Array | int:
+    """How many tokens a batch has predicted; may be traced."""
     if self.objective == 'causal':
       return batch['targets'].size
-    return np.count_nonzero(batch['weights'])
+    return (batch['weights'] > 0).sum()
 
   def loss(self, params, batch: Batch, dropout_key=None) -> jax.Array:
     """Mean negative log-likelihood of the predicted tokens, in nats."""
@@ -156,9 +167,10 @@ class StreamTask:
     )
     return -jnp.sum(batch['weights'] * scores)
 
-  def _mask(self, rows: np.ndarray, rng) -> Batch:
+  def _mask(self, rows: np.ndarray, own, rng) -> Batch:
+    """The batch of the rows `own`; random numbers are drawn for all."""
     tokenizer = self.tokenizer
-    count, length = rows.shape
+    count, length = self.rows, rows.shape[1]
     # The first in a random order are those that are hidden.
     order = rng.random((count, length)).argsort(axis=1)[:, : self.chosen]
     if self.masking == 'bert':
@@ -168,15 +180,19 @@ class StreamTask:
     hidden = np.arange(self.chosen) < sizes[:, None]
     positions = np.sort(np.where(hidden, order, length), axis=1)
     hidden = positions < length
-    positions = np.where(hidden, positions, 0)
+    weights = (hidden / np.float32(max(1, hidden.sum())))[own]
+    kind = anything = None
+    if self.masking == 'bert':
+      kind = rng.random(positions.shape)[own]
+      anything = rng.integers(len(tokenizer), size=positions.shape)[own]
+    hidden = hidden[own]
+    positions = np.where(hidden, positions[own], 0)
     targets = np.take_along_axis(rows, positions, axis=1)
     shown = np.full_like(targets, tokenizer.mask_token_id)
     if self.masking == 'bert':
-      kind = rng.random(positions.shape)
       shown = np.where(kind < 0.8, shown, targets)
-      anything = rng.integers(len(tokenizer), size=positions.shape)
       shown = np.where(kind >= 0.9, anything, shown)
-    tokens = np.empty((count, length + 2), np.int32)
+    tokens = np.empty((len(rows), length + 2), np.int32)
     tokens[:, 0] = tokenizer.bos_token_id
     tokens[:, -1] = tokenizer.eos_token_id
     tokens[:, 1:-1] = rows
@@ -187,7 +203,7 @@ class StreamTask:
       'tokens': tokens,
       'positions': np.where(hidden, positions + 1, 0).astype(np.int32),
       'targets': targets,
-      'weights': hidden / np.float32(max(1, hidden.sum())),
+      'weights': weights,
     }
 
 
@@ -237,9 +253,9 @@ class PairTask:
       'weights': weights / np.float32(weights.sum()),
     }
 
-  def predicted(self, batch: Batch) -> int:
-    """How many tokens a batch has predicted."""
-    return np.count_nonzero(batch['weights'])
+  def predicted(self, batch: Batch) -> jax.Array | int:
+    """How many tokens a batch has predicted; may be traced."""
+    return (batch['weights'] > 0).sum()
 
   def loss(self, params, batch: Batch, dropout_key=None) -> jax.Array:
     """Mean negative log-likelihood of the outputs' tokens, in nats."""
@@ -315,9 +331,9 @@ class CausalPairTask:
       'weights': weights / np.float32(weights.sum()),
     }
 
-  def predicted(self, batch: Batch) -> int:
-    """How many tokens a batch has predicted."""
-    return np.count_nonzero(batch['weights'])
+  def predicted(self, batch: Batch) -> jax.Array | int:
+    """How many tokens a batch has predicted; may be traced."""
+    return (batch['weights'] > 0).sum()
 
   def loss(self, params, batch: Batch, dropout_key=None) -> jax.Array:
     """Mean negative log-likelihood of the outputs' tokens, in nats."""

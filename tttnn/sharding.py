@@ -146,16 +146,25 @@ def local_mesh(section) -> jax.sharding.Mesh:
 
 
 def for_training(section) -> jax.sharding.Mesh | None:
-  """The mesh of the config's section `mesh`, which may want FSDP; None: one.
+  """The mesh of the config's section `mesh`, which may want FSDP.
+
+  Over the devices of all processes. None: it is one device.
 
   Raises:
-    ValueError: as `make_mesh`, or there is nothing for FSDP to spread over.
+    ValueError: as `make_mesh`, there is nothing for FSDP to spread over, or
+      devices of several processes are left out.
   """
-  mesh = make_mesh(section.data, section.model, jax.local_devices())
+  mesh = make_mesh(section.data, section.model, jax.devices())
+  if jax.process_count() > 1 and mesh.size < jax.device_count():
+    raise ValueError(
+      f'mesh.data={section.data} x mesh.model={section.model} leaves out some '
+      f'of the {jax.device_count()} devices of {jax.process_count()} '
+      'processes: --config.mesh.data=0 takes all'
+    )
   if section.fsdp and mesh.shape['data'] == 1:
     raise ValueError(
       f'mesh.fsdp=True spreads weights over mesh.data, which is 1 of '
-      f'{jax.local_device_count()} devices here: --config.mesh.data=0 takes all'
+      f'{jax.device_count()} devices here: --config.mesh.data=0 takes all'
     )
   return _told(mesh)
 
@@ -166,7 +175,9 @@ def from_config(section) -> jax.sharding.Mesh | None:
 
 
 def _told(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh | None:
-  count = jax.local_device_count()
+  count = (
+    jax.device_count() if mesh.is_multi_process else (jax.local_device_count())
+  )
   if mesh.size < count:
     print(
       f'computing on {mesh.size} of {count} devices; '

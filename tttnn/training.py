@@ -70,7 +70,7 @@ def start(
   if mesh is None:
     return make(params)
   places = _places(optimizer, params, mesh, fsdp)
-  params = jax.device_put(params, places['params'])
+  params = sharding.shard(params, mesh, fsdp=fsdp)
   return jax.jit(make, out_shardings=places)(params)
 
 
@@ -166,19 +166,36 @@ def validate(
   mesh: jax.sharding.Mesh | None = None,
   fsdp: bool = False,
 ) -> float:
-  """Mean loss of what `batches` batches predict, in nats, without dropout."""
+  """Mean loss of what `batches` batches predict, in nats, without dropout.
+
+  Of several processes each reads its rows; all get the same.
+  """
   loss = _compile_loss(task, mesh, fsdp)
   losses, counts = [], []
   for number in range(batches):
-    batch = task.batch(data, number, seed)
-    losses.append(float(loss(params, batch)))
-    counts.append(task.predicted(batch))
+    value, count = loss(params, batch(task, data, number, seed, mesh))
+    losses.append(float(value))
+    counts.append(int(count))
   return float(np.average(losses, weights=counts))
+
+
+def batch(task: objectives.Task, data, step: int, seed: int, mesh) -> dict:
+  """The arrays of a step, of which each of several processes reads its rows."""
+  if mesh is None or not mesh.is_multi_process:
+    return task.batch(data, step, seed)
+  own = sharding.own_rows(mesh, task.rows)
+  return sharding.from_own_rows(
+    task.batch(data, step, seed, own), mesh, task.rows
+  )
 
 
 @functools.lru_cache(maxsize=1)
 def _compile_loss(task: objectives.Task, mesh, fsdp: bool) -> Callable:
-  return jax.jit(_loss(task, mesh, fsdp))
+  def of(params, batch):
+    return loss(params, batch), task.predicted(batch)
+
+  loss = _loss(task, mesh, fsdp)
+  return jax.jit(of)
 
 
 def _spread(batch, mesh):

@@ -72,6 +72,7 @@ def pack(
   window: int = 0,
   seed: int = 0,
   workers: int = 1,
+  share: tuple[int, int] = (0, 1),
   piece_bytes: int = pieces_lib.PIECE_BYTES,
 ) -> Stream:
   """The tokens of the files `spec`, kept in `directory` for the next time.
@@ -87,6 +88,8 @@ def pack(
     window: as of `Stream`.
     seed: of `batch`, for the order in which pieces are made.
     workers: processes that tokenize, or 1: a thread; 0: a fourth of the cores.
+    share: (this process, of how many) that share the files and tokenize a part
+      of them each.
     piece_bytes: of a plain file that make a piece, at most.
 
   Raises:
@@ -108,6 +111,7 @@ def pack(
     planned,
     [number for members in windows for number in members],
     workers or max(1, (os.cpu_count() or 1) // 4),
+    share,
   )
   try:
     documents = _documents(made, windows[0], os.path.basename(directory))
@@ -121,27 +125,37 @@ def pack(
 
 
 def batch(
-  stream: Stream, step: int, *, rows: int, length: int, overlap: int, seed: int
+  stream: Stream,
+  step: int,
+  *,
+  rows: int,
+  length: int,
+  overlap: int,
+  seed: int,
+  own: Sequence[int] | None = None,
 ) -> np.ndarray:
   """The rows of step `step`: int32 [rows, length + overlap].
 
   The pieces of a window, one after another, are cut into blocks of `length`
   tokens, and each epoch visits all of them in an order of its own. `overlap`
   tokens of the next block follow (1 where the row's last token is only a
-  target).
+  target). Of `own`, ascending, those rows alone are read.
 
   Raises:
     ValueError: if no window is as long as one row.
   """
   layout = _layout(stream, length, overlap, seed)
-  out = np.empty((rows, length + overlap), np.int32)
+  own = range(rows) if own is None else own
+  places = {int(row): place for place, row in enumerate(own)}
+  out = np.empty((len(own), length + overlap), np.int32)
   row = 0
   while row < rows:
     span = layout.span(step * rows + row)
     first = step * rows + row - span.begin
     count = min(rows - row, span.blocks - first)
     for block in span.order[np.arange(first, first + count)]:
-      span.read(stream.pieces, int(block) * length, out[row])
+      if row in places:
+        span.read(stream.pieces, int(block) * length, out[places[row]])
       row += 1
   return out
 

@@ -141,6 +141,8 @@ class Pieces(Sequence):
     pieces: in order.
     first: their numbers, in the order in which they are needed first.
     workers: processes that make them; 1: a thread of this one.
+    share: (this process, of how many) that make them together, each every
+      so-many-th; those of others are waited for.
   """
 
   def __init__(
@@ -149,8 +151,12 @@ class Pieces(Sequence):
     pieces: Sequence[Piece],
     first: Sequence[int],
     workers: int,
+    share: tuple[int, int] = (0, 1),
   ):
     self._recipe, self._pieces = recipe, pieces
+    own, count = share
+    first = first[own::count]
+    self._own = set(first)
     self._open: dict[int, np.ndarray] = {}
     self._stop = threading.Event()
     self._makers: dict[str, threading.Thread | multiprocessing.Process] = {}
@@ -218,7 +224,7 @@ class Pieces(Sequence):
       if self._stop.is_set():
         raise InterruptedError(f'{piece.path} is not tokenized yet')
       maker = self._makers.get(piece.out)
-      if maker is not None and maker.is_alive():
+      if number not in self._own or (maker is not None and maker.is_alive()):
         time.sleep(_WAIT)
       else:
         # Made here, it raises what has stopped its maker.

@@ -39,7 +39,7 @@ _ESTIMATED = (
   'pipeline',
 )
 # These share their work among processes.
-_DISTRIBUTED = ('evaluate',)
+_DISTRIBUTED = ('train', 'evaluate')
 # These know without running whether they are done.
 _TELL = ('train', 'evaluate')
 

@@ -7,6 +7,7 @@ import jax
 
 from tttnn import checkpoint
 from tttnn import device
+from tttnn import distributed
 from tttnn import objectives
 from tttnn.corpus import packing
 from tttnn.corpus import pairs as pairs_lib
@@ -67,6 +68,11 @@ def make(config, workdir: str) -> Learner:
   tokenizer, model, params = _start(config)
   model = dataclasses.replace(model, remat=config.model.remat)
   if train.objective == 'pairs':
+    if distributed.count() > 1:
+      raise ValueError(
+        "train.objective='pairs' is trained by one process, this run has "
+        f'{distributed.count()}'
+      )
     texts = _pairs(config, model, tokenizer)
     task = _task_of_pairs(train, model, texts)
   elif isinstance(model, seq2seq.Model):
@@ -149,6 +155,7 @@ def _streams(config, workdir: str, tokenizer) -> dict[str, packing.Stream]:
         window=config.train.window if split == 'train' else 0,
         seed=config.seed,
         workers=config.train.workers,
+        share=(distributed.index(), distributed.count()),
       )
   return found
 

@@ -18,6 +18,7 @@ import tqdm
 
 from tttnn import checkpoint
 from tttnn import device
+from tttnn import distributed
 from tttnn import estimate
 from tttnn import files
 from tttnn import history as history_lib
@@ -87,7 +88,7 @@ def _run(config, workdir: str, learner: learner_lib.Learner) -> None:
   )
   state = training.start(optimizer, learner.params, mesh, fsdp=fsdp)
   if config.dry_run:
-    _dry_run(config, learner, step, state)
+    _dry_run(config, learner, mesh, step, state)
     return
   record = {
     'identity': _identity(config),
@@ -107,9 +108,10 @@ def _run(config, workdir: str, learner: learner_lib.Learner) -> None:
     def save(done: int, state) -> None:
       checkpoints.save(done, state, record, force=True)
 
-    checkpoint.describe(
-      os.path.join(workdir, _CHECKPOINTS), learner.model, learner.tokenizer
-    )
+    if distributed.is_main():
+      checkpoint.describe(
+        os.path.join(workdir, _CHECKPOINTS), learner.model, learner.tokenizer
+      )
     about = history_lib.Step(
       tokens=learner.task.tokens,
       operations=operations.of_step(learner.task, learner.params),
@@ -118,7 +120,16 @@ def _run(config, workdir: str, learner: learner_lib.Learner) -> None:
     )
     history = _history(config, workdir, first, about)
     state, reached = _train(
-      config, workdir, learner, step, first, state, validation, save, history
+      config,
+      workdir,
+      learner,
+      mesh,
+      step,
+      first,
+      state,
+      validation,
+      save,
+      history,
     )
     measured = {}
     if validation is not None and reached == config.train.steps:
@@ -136,7 +147,11 @@ def _run(config, workdir: str, learner: learner_lib.Learner) -> None:
     'train_loss': history.last['loss'],
     **measured,
   }
-  _write(workdir, learner, state['params'], summary)
+  params = state['params']
+  if distributed.count() > 1:
+    params = sharding.to_host(params)
+  if distributed.is_main():
+    _write(workdir, learner, params, summary)
 
 
 def _write(workdir: str, learner: learner_lib.Learner, params, summary) -> None:
@@ -153,13 +168,13 @@ def _write(workdir: str, learner: learner_lib.Learner, params, summary) -> None:
 
 
 def _history(config, workdir: str, first: int, about) -> history_lib.History:
-  board = os.path.join(workdir, 'tensorboard')
+  path, board = os.path.join(workdir, 'history.jsonl'), ''
+  if not distributed.is_main():
+    path = os.devnull
+  elif config.train.tensorboard:
+    board = os.path.join(workdir, 'tensorboard')
   return history_lib.History(
-    os.path.join(workdir, 'history.jsonl'),
-    first,
-    config.train.log_every,
-    about,
-    tensorboard=board if config.train.tensorboard else '',
+    path, first, config.train.log_every, about, tensorboard=board
   )
 
 
@@ -180,29 +195,40 @@ def _restore(config, workdir, state, record):
 
 
 def _train(
-  config, workdir, learner, step, first, state, validation, save, history
+  config, workdir, learner, mesh, step, first, state, validation, save, history
 ):
   """Runs to train.steps or a signal; returns the last state and its step."""
   train = config.train
   bar = tqdm.tqdm(
-    total=train.steps, initial=first, desc=train.objective, unit=' steps'
+    total=train.steps,
+    initial=first,
+    desc=train.objective,
+    unit=' steps',
+    disable=not distributed.is_main(),
   )
-  profile = profiling.Profile(train.profile, os.path.join(workdir, 'profile'))
+  profile = profiling.Profile(
+    train.profile if distributed.is_main() else '',
+    os.path.join(workdir, 'profile'),
+  )
   validated = range(train.eval_every or train.steps, train.steps)
   validated = validated[:: train.eval_every or 1]
-  batches = _batches(config, learner, range(first, train.steps))
+  batches = _batches(config, learner, mesh, range(first, train.steps))
+  vote = stopping.Vote(mesh)
+  # What waits for a text does not hold up the end; of several processes, it has
+  # to come for all at the same step.
+  hurry = learner.close if distributed.count() == 1 else lambda: None
   done = first
   with (
     bar,
     history,
     contextlib.closing(batches),
     profile,
-    # What waits for a text does not hold up the end.
-    stopping.Stop(learner.close) as stop,
+    stopping.Stop(hurry) as stop,
   ):
     try:
       for number, batch in batches:
         profile.before(number)
+        distributed.progress()
         state, loss, norm = step(state, batch, np.int32(number))
         # The loss of the step before is read while this one runs.
         history.push(number, loss, norm, bar)
@@ -213,7 +239,7 @@ def _train(
           history.note(
             done, validation_loss=loss, validation_perplexity=_perplexity(loss)
           )
-        if stop.signal:
+        if vote(bool(stop.signal)):
           break
         if done % train.checkpoint_every == 0:
           history.settle(bar)
@@ -227,10 +253,13 @@ def _train(
   return state, done
 
 
-def _batches(config, learner: learner_lib.Learner, steps: range):
+def _batches(config, learner: learner_lib.Learner, mesh, steps: range):
   """(step, its batch), the next ones made while a step runs."""
   task, texts = learner.task, learner.texts['train']
-  made = ((step, task.batch(texts, step, config.seed)) for step in steps)
+  made = (
+    (step, training.batch(task, texts, step, config.seed, mesh))
+    for step in steps
+  )
   return prefetch.prefetch(made, _AHEAD)
 
 
@@ -292,8 +321,9 @@ def _check_record(saved: dict, record: dict, directory: str) -> None:
     )
 
 
-def _dry_run(config, learner: learner_lib.Learner, step, state) -> None:
-  batch = learner.task.batch(learner.texts['train'], 0, config.seed)
+def _dry_run(config, learner: learner_lib.Learner, mesh, step, state) -> None:
+  texts = learner.texts['train']
+  batch = training.batch(learner.task, texts, 0, config.seed, mesh)
   cost = estimate.measure(step, state, batch, np.int32(0))
   estimate.show(
     f'train ({config.train.objective})',

@@ -4,6 +4,7 @@ import math
 import os
 
 from tttnn import checkpoint
+from tttnn import distributed
 from tttnn import settings
 from tttnn import training
 from tttnn.jobs import learner as learner_lib
@@ -64,7 +65,8 @@ class Validation:
           'another --workdir, or delete it'
         )
       self.best = saved['best']
-    checkpoint.describe(self.directory, learner.model, learner.tokenizer)
+    if distributed.is_main():
+      checkpoint.describe(self.directory, learner.model, learner.tokenizer)
 
   def loss(self, step: int, params) -> float:
     """The loss after `step` steps; the parameters are kept if it is the best.
