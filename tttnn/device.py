@@ -13,7 +13,9 @@ from tttnn.benchmarks import peak as peak_lib
 _PEAKS = (
   ('NVIDIA B200', 2.25e15),
   ('NVIDIA GH200', 989e12),
+  ('NVIDIA H200 NVL', 835e12),
   ('NVIDIA H200', 989e12),
+  ('NVIDIA H100 NVL', 835e12),
   ('NVIDIA H100 PCIe', 756e12),
   ('NVIDIA H100', 989e12),
   ('NVIDIA A100', 312e12),
@@ -23,8 +25,11 @@ _PEAKS = (
   ('Tesla V100', 125e12),
   ('Tesla T4', 65e12),
   ('TPU v6 lite', 918e12),
+  ('TPU v6e', 918e12),
   ('TPU v5 lite', 197e12),
+  ('TPU v5e', 197e12),
   ('TPU v5', 459e12),
+  ('TPU v4 lite', 138e12),
   ('TPU v4', 275e12),
   # Half a chip, which is a device to JAX.
   ('TPU v3', 61.5e12),
@@ -71,13 +76,20 @@ def peak(devices: int) -> float:
   Of bfloat16, by a table. On CPU, where devices share the host, and where the
   table has no such device, of products that are measured once.
   """
-  kind = jax.devices()[0].device_kind
-  for beginning, rate in _PEAKS:
-    if kind.startswith(beginning):
-      return devices * rate
+  rate = documented_peak(jax.devices()[0].device_kind)
+  if rate is not None:
+    return devices * rate
   if jax.default_backend() == 'cpu':
     return _measured_peak()
   return devices * _measured_peak()
+
+
+def documented_peak(kind: str) -> float | None:
+  """Operations a second of a device of JAX's `device_kind`; None = unknown."""
+  for beginning, rate in _PEAKS:
+    if kind.startswith(beginning):
+      return rate
+  return None
 
 
 @functools.lru_cache(maxsize=1)
