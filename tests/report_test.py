@@ -122,6 +122,16 @@ def test_an_unfinished_run(tmp_path, capsys, summary, words):
   assert words in (tmp_path / 'report' / 'tables.md').read_text()
 
 
+def test_a_finished_run_that_was_made_longer(tmp_path, capsys):
+  _write(tmp_path, [_row(0), _row(1)], {'documents': 1})
+  live.announce(str(tmp_path), 8)
+  report.run(_config(), tmp_path)
+  assert 'Unfinished: 2 of 8 documents, 25%.' in capsys.readouterr().out
+  live.announce(str(tmp_path), 2)  # All rows, but not its summary yet.
+  report.run(_config(), tmp_path)
+  assert 'Unfinished: no summary.json yet.' in capsys.readouterr().out
+
+
 def test_several_runs(tmp_path, capsys):
   first = _write(tmp_path / 'first', [_row(0), _row(1)])
   base = _row(

@@ -140,9 +140,9 @@ def load(
 ) -> page.Run:
   """The run of a work directory, without figures.
 
-  Besides the rows it reads summary.json, where that exists: `documents`, how
-  many the run has (of one that still goes progress.json says it), and for the
-  page all the rest but the scores, which come from the rows.
+  Besides the rows it reads progress.json, how many documents the run has, and
+  summary.json, where those exist: for the page all of it but the scores, which
+  come from the rows.
 
   Raises:
     ValueError: as `run`.
@@ -341,13 +341,15 @@ def _check(row: dict, first: dict, place: str) -> None:
 
 
 def _progress(rows: int, summary: dict, expected: int | None) -> str:
-  total = summary.get('documents', expected)
+  summed = summary.get('documents')
+  # A summary may be of fewer documents, before the run was made longer.
+  total = summed if expected is None else expected
   if total is None:
     return f'Unfinished: {rows:,} documents so far.'
   if rows < total:
     share = rows / total
     return f'Unfinished: {rows:,} of {total:,} documents, {share:.0%}.'
-  return '' if summary else 'Unfinished: no summary.json yet.'
+  return '' if summed == total else 'Unfinished: no summary.json yet.'
 
 
 def _markdown(
