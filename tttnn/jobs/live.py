@@ -125,6 +125,7 @@ class Live:
       ):
         if math.isfinite(value):
           self._board.add_scalar(f'evaluate/{name}', value, self._done)
+      self._board.flush()  # What a kill would lose is not there a second time.
     last = self._done == self._total
     if self._lines and (last or now - self._said >= _SECONDS):
       self._said = now
