@@ -2,10 +2,11 @@
 
   python launch/preemption.py [--kills 20] [--seed 0] [--workdir DIR]
 
-Trains a tiny model twice: once undisturbed, and once with `kill -9` at moments
-spread over the run, each followed by the same command. The losses of all steps
-and the bytes of the last parameters must be those of the undisturbed run. Ends
-with status 1 where they are not.
+Trains a tiny model twice: once undisturbed, and once with `kill -9` at random
+moments, each up to some 30 steps after the last one, every fourth while the
+run begins, and each followed by the same command. The losses of all steps and
+the bytes of the last parameters must be those of the undisturbed run. Ends with
+status 1 where they are not.
 """
 
 import argparse
@@ -54,17 +55,26 @@ def main() -> None:
 
   disturbed, hits = root / 'disturbed', 0
   for kill in range(args.kills):
+    # From what it had reached: an earlier kill may have come late.
+    reached = _step(disturbed)
     process = _start(disturbed, flags)
     if kill % 4 == 3:
       delay = rng.uniform(0, starting)
-      moment = f'{delay:.3f} s after it began'
+      moment = f'{delay:.3f} s after it began, or {_STEPS} steps'
+      end = time.monotonic() + delay
+      while (
+        process.poll() is None
+        and time.monotonic() < end
+        and _step(disturbed) < reached + _STEPS
+      ):
+        time.sleep(0.01)
     else:
-      target = round(_STEPS * (kill + rng.random()))
+      target = reached + rng.randint(1, _STEPS)
       delay = rng.uniform(0, 0.1)
       moment = f'{delay:.3f} s after step {target}'
       while process.poll() is None and _step(disturbed) < target:
         time.sleep(0.01)
-    _let_run(process, delay)
+      _let_run(process, delay)
     ended = process.poll() is not None
     if ended and process.returncode:
       _fail(process, f'it failed before kill {kill + 1}')
