@@ -10,6 +10,7 @@ import pytest
 from tttnn.jobs import report
 from tttnn.reporting import compared
 from tttnn.reporting import page
+from tttnn.scoring import faithful
 from tttnn.scoring import metrics
 
 
@@ -133,3 +134,19 @@ def test_published_figures_are_among_the_scores(tmp_path):
     assert value == pytest.approx(total, abs=5.01e-5)
   value = float(values['gpt2 (published)', 'ArXiv', bits, '0'])
   assert value == pytest.approx(1.3168999200634568, rel=1e-11)
+
+
+def test_some_domains_of_the_pile_are_not_the_pile():
+  rows = [_row(0, 'ArXiv', (2.0, 1.0)), _row(1, 'Github', (3.0, 1.5))]
+  table = faithful.aggregate(rows)
+  assert table.pile_all is not None  # As the original's rules have it.
+  run = page.Run('ours', '', rows, table, None, None, {})
+  found, figures = compared.with_published('hardt_sun_2024', [run])
+  assert compared.NOT_THE_PILE in found[0][1]
+  cells = _tables(found)
+  assert cells['published'][1] == [
+    *('ours', '2.5000', '1.2500', '-50.0%', '5', 'other data', 'here')
+  ]
+  (line,) = (c for c in cells['published_by_domain'] if c[0] == 'pile_all')
+  assert line[1] == '-'
+  assert 'not of the Pile' in cells['published_by_count'][1][0]

@@ -203,7 +203,7 @@ def published_scores(name: str) -> tables.Cells:
 
 
 def _bars(table: metrics.Table) -> run_plots.Bars:
-  lines = dict(table.lines())
+  lines = _lines(table)
   if len(table.tasks) == 1:
     lines['all'] = table.all
   return run_plots.Bars(
@@ -214,6 +214,14 @@ def _bars(table: metrics.Table) -> run_plots.Bars:
     },
     {name: curve.last.bits_per_byte for name, curve in lines.items()},
   )
+
+
+def _lines(table: metrics.Table) -> dict[str, metrics.Curve]:
+  """The domains and totals; `pile_all` only of the whole Pile."""
+  lines = dict(table.lines())
+  if not published_lib.is_pile(table):
+    lines.pop('pile_all', None)
+  return lines
 
 
 def _shown(
@@ -228,11 +236,13 @@ def _shown(
 
 
 def _total(table: metrics.Table) -> metrics.Curve:
-  return table.pile_all or table.all
+  return table.pile_all if published_lib.is_pile(table) else table.all
 
 
 def _total_name(table: metrics.Table) -> str:
-  return 'pile_all' if table.pile_all else 'all documents, not of the Pile'
+  if published_lib.is_pile(table):
+    return 'pile_all'
+  return 'all documents, not of the Pile'
 
 
 def _own(run: page.Run) -> list[str]:
@@ -243,7 +253,7 @@ def _own(run: page.Run) -> list[str]:
     tables.number(curve.last.bits_per_byte),
     tables.percent(curve.last.change),
     tables.count_range(curve.last_counts),
-    'the Pile' if run.table.pile_all else 'other data',
+    'the Pile' if published_lib.is_pile(run.table) else 'other data',
     'here',
   ]
 
@@ -286,7 +296,7 @@ def _by_domain(
   for run in runs:
     known = {
       name: curve.last.bits_per_byte
-      for name, curve in run.table.lines()
+      for name, curve in _lines(run.table).items()
       if name in metrics.PILE_WEIGHTS or name == 'pile_all'
     }
     if known:
