@@ -81,7 +81,7 @@ def over_seconds(found: Sequence[frontier.Point]) -> figure.Figure:
   ax.set_ylabel('bits per byte')
   ax.margins(x=0.06, y=0.08)
   _leave_out_what_is_far_above(ax, found)
-  _legend(fig, ax, columns)
+  plots.legend_above(fig, ax, columns, spacing=1.4)
   _write_counts(fig, ax, lines)
   return fig
 
@@ -111,7 +111,7 @@ def over_counts(found: Sequence[frontier.Point]) -> figure.Figure:
   ax.set_xlabel(_unit(found))
   ax.set_ylabel('bits per byte')
   _leave_out_what_is_far_above(ax, found)
-  _legend(fig, ax, columns)
+  plots.legend_above(fig, ax, columns, spacing=1.4)
   return fig
 
 
@@ -156,7 +156,7 @@ def seconds(found: Sequence[frontier.Point]) -> figure.Figure:
   )
   ax.grid(visible=False, axis='y')
   ax.tick_params(axis='y', length=0)
-  _legend(fig, ax, 4)
+  plots.legend_above(fig, ax, 4, spacing=1.4)
   return fig
 
 
@@ -265,21 +265,6 @@ def _legend_shape(labels: Iterable[str]) -> tuple[int, float]:
   columns = min(4, int(_WIDTH / (0.62 + 0.068 * max(longest, 11))))
   rows = math.ceil((len(parts) + 1) / columns)
   return columns, 0.1 + rows * (0.16 * max(map(len, parts), default=1) + 0.04)
-
-
-def _legend(fig: figure.Figure, ax: axes_lib.Axes, columns: int) -> None:
-  """Above the axes; names as they are."""
-  legend = fig.legend(
-    *ax.get_legend_handles_labels(),
-    loc='outside upper center',
-    ncols=columns,
-    columnspacing=1.4,
-    fontsize=8,
-    frameon=False,
-    handlelength=3.2,
-  )
-  for text in legend.get_texts():
-    text.set_parse_math(False)
 
 
 def _write_counts(

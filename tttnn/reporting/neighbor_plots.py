@@ -56,9 +56,7 @@ def draw(distances_Bxk: np.ndarray) -> figure.Figure:
   left.set_title('mean \u00b1 standard deviation', loc='left')
   left.set_xlabel('neighbour, as they were taken')
   left.set_ylabel('distance')
-  left.xaxis.set_major_locator(
-    ticker.MaxNLocator(5, integer=True, steps=[1, 2, 5, 10])
-  )
+  plots.whole_numbers(left)
   nearest_B = np.nanmin(distances_Bxk, axis=1)
   near = int((nearest_B < metrics.NEAR_EXACT).sum())
   bins = np.linspace(min(0, nearest_B.min()), nearest_B.max() or 1, _BINS + 1)

@@ -170,9 +170,7 @@ def straight_lines(
     ax.set_xlabel(label)
     ax.set_xlim(left=0)
     ax.set_ylim(bottom=0)
-    ax.xaxis.set_major_locator(
-      ticker.MaxNLocator(5, integer=True, steps=[1, 2, 5, 10])
-    )
+    whole_numbers(ax)
   grid[0].set_ylabel(unit)
   fig.legend(
     *grid[0].get_legend_handles_labels(),
@@ -346,9 +344,7 @@ def _panel(ax: axes_lib.Axes, curve: metrics.Curve) -> None:
     ax.set_ylim(middle - half, middle + half)
   else:
     ax.text(0.5, 0.5, 'undefined', transform=ax.transAxes, ha='center')
-  ax.xaxis.set_major_locator(
-    ticker.MaxNLocator(5, integer=True, steps=[1, 2, 5, 10])
-  )
+  whole_numbers(ax)
   ax.yaxis.set_major_locator(ticker.MaxNLocator(4))
   ax.yaxis.set_major_formatter(ticker.ScalarFormatter(useOffset=False))
 
@@ -371,6 +367,30 @@ def _note(table: metrics.Table) -> str:
     f' (the {_MAX_DOMAINS} domains with most documents, '
     f'of {len(table.tasks):,})'
   )
+
+
+def whole_numbers(ax: axes_lib.Axes) -> None:
+  """A few ticks of the x axis at numbers that one counts in."""
+  ax.xaxis.set_major_locator(
+    ticker.MaxNLocator(5, integer=True, steps=[1, 2, 5, 10])
+  )
+
+
+def legend_above(
+  fig: figure.Figure, ax: axes_lib.Axes, columns: int, spacing: float = 2.0
+) -> None:
+  """The legend of the axes, above them all; names as they are."""
+  legend = fig.legend(
+    *ax.get_legend_handles_labels(),
+    loc='outside upper center',
+    ncols=columns,
+    columnspacing=spacing,
+    fontsize=8,
+    frameon=False,
+    handlelength=3.2,
+  )
+  for text in legend.get_texts():
+    text.set_parse_math(False)
 
 
 def two_lines(name: str) -> str:

@@ -92,8 +92,8 @@ def measures(
     if name != 'bits_per_byte':
       ax.set_yscale('log')
       _plain(ax)
-    _integer(ax)
-  _legend(fig, grid[0], 3)
+    plots.whole_numbers(ax)
+  plots.legend_above(fig, grid[0], 3)
   fig.supxlabel(unit, fontsize=9)
   return fig
 
@@ -147,7 +147,7 @@ def losses(
     for axes in (ax, right):
       axes.yaxis.set_major_locator(ticker.MaxNLocator(4))
       axes.yaxis.set_major_formatter(ticker.ScalarFormatter(useOffset=False))
-    _integer(ax)
+    plots.whole_numbers(ax)
   for ax in grid[len(shown) :]:
     ax.remove()
   handles = [
@@ -263,7 +263,7 @@ def compared(
   ax.set_xlabel('bits per byte' + (f'\n{note}' if note else ''))
   ax.grid(visible=False, axis='y')
   ax.tick_params(axis='y', length=0)
-  _legend(fig, ax, 2)
+  plots.legend_above(fig, ax, 2)
   return fig
 
 
@@ -303,9 +303,9 @@ def over_counts(
   left.set_title('bits per byte', loc='left')
   right.set_title('change from 0 neighbours, %', loc='left')
   for ax in (left, right):
-    _integer(ax)
+    plots.whole_numbers(ax)
   fig.supxlabel('neighbours' + (f'\n{note}' if note else ''), fontsize=9)
-  _legend(fig, left, 2)
+  plots.legend_above(fig, left, 2)
   return fig
 
 
@@ -326,28 +326,9 @@ def _mean_losses(rows: Sequence[Mapping], domain: str) -> np.ndarray:
     return sums / known.sum(0)
 
 
-def _integer(ax: axes_lib.Axes) -> None:
-  ax.xaxis.set_major_locator(
-    ticker.MaxNLocator(5, integer=True, steps=[1, 2, 5, 10])
-  )
-
-
 def _plain(ax: axes_lib.Axes, which: str = 'y') -> None:
   """Numbers of a logarithmic axis as 0.1, 1, 10."""
   axis = getattr(ax, f'{which}axis')
   axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
   axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:g}'))
   axis.set_minor_locator(ticker.NullLocator())
-
-
-def _legend(fig: figure.Figure, ax: axes_lib.Axes, columns: int) -> None:
-  legend = fig.legend(
-    *ax.get_legend_handles_labels(),
-    loc='outside upper center',
-    ncols=columns,
-    fontsize=8,
-    frameon=False,
-    handlelength=3,
-  )
-  for text in legend.get_texts():
-    text.set_parse_math(False)
