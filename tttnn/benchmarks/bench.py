@@ -9,11 +9,15 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import os
 import sys
 from typing import Any
+from typing import Self
 
 from tttnn.benchmarks import process
 from tttnn.benchmarks import rival as rival_lib
+from tttnn.corpus import builtin
+from tttnn.corpus import jsonl
 
 # This program; the original's way, in float32; and, on accelerators, the best
 # that PyTorch can be made.
@@ -42,6 +46,16 @@ class Bench:
   about: dict[str, dict] = dataclasses.field(default_factory=dict)
   missing: str = ''
 
+  @classmethod
+  def open(cls, config, workdir: str, probe: process.Process) -> Self:
+    """From the config, and from what an engine says of its device."""
+    return cls(
+      config=config.benchmark,
+      workdir=workdir,
+      seed=config.seed,
+      device=probe.ask(call='device'),
+    )
+
   @property
   def on_cpu(self) -> bool:
     return self.device['backend'] == 'cpu'
@@ -49,6 +63,14 @@ class Bench:
   def of_device(self, choices: tuple[int, int]) -> int:
     """Of a pair for CPU and for accelerators, the one that goes."""
     return choices[not self.on_cpu]
+
+  def texts(self) -> list[str]:
+    """The files of `benchmark.texts`, or of the built-in corpus, written."""
+    if self.config.texts:
+      return jsonl.expand(self.config.texts)
+    corpus = os.path.join(self.workdir, 'corpus')
+    builtin.write(corpus, seed=self.seed)
+    return jsonl.expand(os.path.join(corpus, 'train', '*.jsonl'))
 
   def lacks(self, error: process.MissingError) -> None:
     """Goes on without rivals."""

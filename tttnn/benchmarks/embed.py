@@ -17,8 +17,6 @@ import numpy as np
 from tttnn.benchmarks import bench as bench_lib
 from tttnn.benchmarks import process
 from tttnn.benchmarks import rival as rival_lib
-from tttnn.corpus import builtin
-from tttnn.corpus import jsonl
 from tttnn.corpus import sample
 from tttnn.corpus import tokenizer as tokenizer_lib
 
@@ -83,7 +81,7 @@ def measure(config, workdir: str) -> dict:
   """
   shapes = bench_lib.parse(config.benchmark.shapes, SHAPES)
   with bench_lib.engine_process('embed_engine') as probe:
-    bench = _open(config, workdir, probe)
+    bench = Bench.open(config, workdir, probe)
     bench.say_where()
     texts = write_texts(bench, max(map(bench.count, shapes.values())))
     for name, shape in shapes.items():
@@ -143,13 +141,7 @@ def write_texts(bench: Bench, count: int) -> list[str]:
 
   They are spread over the files of `benchmark.texts`, in their order.
   """
-  if bench.config.texts:
-    paths = jsonl.expand(bench.config.texts)
-  else:
-    corpus = bench.path('corpus')
-    builtin.write(corpus, seed=bench.seed)
-    paths = jsonl.expand(os.path.join(corpus, 'train', '*.jsonl'))
-  texts = sample.look(paths, count)[0][:count]
+  texts = sample.look(bench.texts(), count)[0][:count]
   tokenizer_lib.train(
     texts, bench.path('tokenizer'), vocab_size=_VOCABULARY, kind='roberta'
   )
@@ -262,7 +254,7 @@ def cost(config) -> dict:
   """
   shapes = bench_lib.parse(config.benchmark.shapes, SHAPES)
   with bench_lib.engine_process('embed_engine') as probe:
-    bench = _open(config, '', probe)
+    bench = Bench.open(config, '', probe)
     peak = probe.ask(call='peak')['matmul']
   sides = list(_SHARES) if config.benchmark.rival else [bench_lib.ENGINE]
   runs = 1 + config.benchmark.repeats
@@ -278,15 +270,6 @@ def cost(config) -> dict:
     'memory': max(4 * shape.params for shape in shapes.values()) * len(sides),
     'seconds': seconds,
   }
-
-
-def _open(config, workdir: str, probe: process.Process) -> Bench:
-  return Bench(
-    config=config.benchmark,
-    workdir=workdir,
-    seed=config.seed,
-    device=probe.ask(call='device'),
-  )
 
 
 def _settings(bench: Bench) -> dict[str, list[rival_lib.Setting]]:

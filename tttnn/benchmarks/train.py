@@ -13,10 +13,7 @@ import os
 import numpy as np
 
 from tttnn.benchmarks import bench as bench_lib
-from tttnn.benchmarks import process
 from tttnn.benchmarks import rival as rival_lib
-from tttnn.corpus import builtin
-from tttnn.corpus import jsonl
 from tttnn.corpus import sample
 from tttnn.corpus import tokenizer as tokenizer_lib
 
@@ -125,9 +122,9 @@ def measure(config, workdir: str) -> dict:
   """
   shapes = bench_lib.parse(config.benchmark.shapes, SHAPES)
   with bench_lib.engine_process('train_engine') as probe:
-    bench = _open(config, workdir, probe)
+    bench = Bench.open(config, workdir, probe)
     bench.say_where()
-    texts = _texts(bench)
+    texts = bench.texts()
     for name, shape in shapes.items():
       probe.ask(
         call='write',
@@ -243,24 +240,6 @@ def cost(config) -> dict:
     'memory': max(16 * shape.params for shape in shapes.values()) * len(sides),
     'seconds': seconds,
   }
-
-
-def _open(config, workdir: str, probe: process.Process) -> Bench:
-  return Bench(
-    config=config.benchmark,
-    workdir=workdir,
-    seed=config.seed,
-    device=probe.ask(call='device'),
-  )
-
-
-def _texts(bench: Bench) -> list[str]:
-  """Files to train on: those of `benchmark.texts`, or the built-in corpus."""
-  if bench.config.texts:
-    return jsonl.expand(bench.config.texts)
-  corpus = os.path.join(bench.workdir, 'corpus')
-  builtin.write(corpus, seed=bench.seed)
-  return jsonl.expand(os.path.join(corpus, 'train', '*.jsonl'))
 
 
 def _tokenizer(bench: Bench, shape: Shape, texts: Sequence[str]) -> str:
