@@ -55,26 +55,7 @@ def main() -> None:
 
   disturbed, hits = root / 'disturbed', 0
   for kill in range(args.kills):
-    # From what it had reached: an earlier kill may have come late.
-    reached = _step(disturbed)
-    process = _start(disturbed, flags)
-    if kill % 4 == 3:
-      delay = rng.uniform(0, starting)
-      moment = f'{delay:.3f} s after it began, or {_STEPS} steps'
-      end = time.monotonic() + delay
-      while (
-        process.poll() is None
-        and time.monotonic() < end
-        and _step(disturbed) < reached + _STEPS
-      ):
-        time.sleep(0.01)
-    else:
-      target = reached + rng.randint(1, _STEPS)
-      delay = rng.uniform(0, 0.1)
-      moment = f'{delay:.3f} s after step {target}'
-      while process.poll() is None and _step(disturbed) < target:
-        time.sleep(0.01)
-      _let_run(process, delay)
+    process, moment = _run_to_a_moment(disturbed, flags, rng, kill, starting)
     ended = process.poll() is not None
     if ended and process.returncode:
       _fail(process, f'it failed before kill {kill + 1}')
@@ -100,6 +81,40 @@ def main() -> None:
   if differ:
     sys.exit(f'error: {", ".join(differ)} differ, see {workdir}')
   print(f'same losses and parameters, bit for bit, after {hits} kills')
+
+
+def _run_to_a_moment(
+  workdir: pathlib.Path,
+  flags: list[str],
+  rng: random.Random,
+  kill: int,
+  starting: float,
+) -> tuple[subprocess.Popen, str]:
+  """Starts the run, and waits until it is to be killed; also says when that is.
+
+  `starting`: seconds that it takes to begin.
+  """
+  # From what it had reached: an earlier kill may have come late.
+  reached = _step(workdir)
+  process = _start(workdir, flags)
+  if kill % 4 == 3:
+    delay = rng.uniform(0, starting)
+    moment = f'{delay:.3f} s after it began, or {_STEPS} steps'
+    end = time.monotonic() + delay
+    while (
+      process.poll() is None
+      and time.monotonic() < end
+      and _step(workdir) < reached + _STEPS
+    ):
+      time.sleep(0.01)
+  else:
+    target = reached + rng.randint(1, _STEPS)
+    delay = rng.uniform(0, 0.1)
+    moment = f'{delay:.3f} s after step {target}'
+    while process.poll() is None and _step(workdir) < target:
+      time.sleep(0.01)
+    _let_run(process, delay)
+  return process, moment
 
 
 def _world(root: pathlib.Path, rng: random.Random, steps: int) -> list[str]:

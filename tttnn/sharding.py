@@ -166,18 +166,16 @@ def for_training(section) -> jax.sharding.Mesh | None:
       f'mesh.fsdp=True spreads weights over mesh.data, which is 1 of '
       f'{jax.device_count()} devices here: --config.mesh.data=0 takes all'
     )
-  return _told(mesh)
+  return _told(mesh, jax.device_count())
 
 
 def from_config(section) -> jax.sharding.Mesh | None:
   """As `local_mesh`; None where it is one device."""
-  return _told(local_mesh(section))
+  return _told(local_mesh(section), jax.local_device_count())
 
 
-def _told(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh | None:
-  count = (
-    jax.device_count() if mesh.is_multi_process else (jax.local_device_count())
-  )
+def _told(mesh: jax.sharding.Mesh, count: int) -> jax.sharding.Mesh | None:
+  """None where it is one device; says how many of `count` are used."""
   if mesh.size < count:
     print(
       f'computing on {mesh.size} of {count} devices; '

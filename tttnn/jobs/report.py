@@ -97,6 +97,28 @@ def run(config, workdir: str | os.PathLike) -> None:
     for number, shown in enumerate(runs, 1)
   ]
   title = config.report.title or _title(config, runs)
+  contents = _contents(config, title, runs, compared_tables, figures)
+  (workdir / 'report' / 'tables').mkdir(parents=True, exist_ok=True)
+  for name, content in contents.items():
+    files.write_if_changed(os.fspath(workdir / 'report' / name), content)
+  _drop_stale(workdir / 'report', contents)
+
+  for _, caption, cells in compared_tables:
+    print(f'{caption}\n\n{tables.render_text(cells)}')
+  for shown in runs:
+    print(f'{shown.name}: {shown.progress or "finished."}\n')
+    print(tables.text(shown.table, shown.unit))
+  print(f'Report: {(workdir / "report" / "index.html").resolve()}')
+
+
+def _contents(
+  config,
+  title: str,
+  runs: list[page.Run],
+  compared_tables: compared.Tables,
+  figures: list[page.Figure],
+) -> dict[str, bytes]:
+  """File name in the report -> content; the last two are of several runs."""
   contents = {
     'index.html': page.render(title, runs, compared_tables, figures).encode(),
     'tables.md': _markdown(title, runs, compared_tables).encode(),
@@ -113,17 +135,7 @@ def run(config, workdir: str | os.PathLike) -> None:
   if config.report.published:
     scores += compared.published_scores(config.report.published)
   contents['tables/scores.csv'] = tables.render_csv(scores).encode()
-  (workdir / 'report' / 'tables').mkdir(parents=True, exist_ok=True)
-  for name, content in contents.items():
-    files.write_if_changed(os.fspath(workdir / 'report' / name), content)
-  _drop_stale(workdir / 'report', contents)
-
-  for _, caption, cells in compared_tables:
-    print(f'{caption}\n\n{tables.render_text(cells)}')
-  for shown in runs:
-    print(f'{shown.name}: {shown.progress or "finished."}\n')
-    print(tables.text(shown.table, shown.unit))
-  print(f'Report: {(workdir / "report" / "index.html").resolve()}')
+  return contents
 
 
 def _drop_stale(directory: pathlib.Path, contents: Mapping) -> None:

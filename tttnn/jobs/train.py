@@ -71,22 +71,9 @@ def run(config, workdir: str) -> None:
 
 
 def _run(config, workdir: str, learner: learner_lib.Learner) -> None:
-  mesh, fsdp = sharding.for_training(config.mesh), config.mesh.fsdp
+  mesh = sharding.for_training(config.mesh)
   rate = training.schedule(config.train)
-  optimizer = optim.adamw(
-    rate,
-    weight_decay=config.train.weight_decay,
-    clip_norm=config.train.clip_norm,
-  )
-  step = training.compile_step(
-    learner.task,
-    optimizer,
-    config.seed,
-    parts=config.train.accumulation,
-    mesh=mesh,
-    fsdp=fsdp,
-  )
-  state = training.start(optimizer, learner.params, mesh, fsdp=fsdp)
+  step, state = _compiled(config, learner, rate, mesh)
   if config.dry_run:
     _dry_run(config, learner, mesh, step, state)
     return
@@ -140,18 +127,37 @@ def _run(config, workdir: str, learner: learner_lib.Learner) -> None:
       'command goes on from here'
     )
     raise SystemExit(0)
-  summary = {
-    'identity': record['identity'],
-    'steps': config.train.steps,
-    'parameters': estimate.count(learner.params),
-    'train_loss': history.last['loss'],
-    **measured,
-  }
   params = state['params']
   if distributed.count() > 1:
     params = sharding.to_host(params)
   if distributed.is_main():
+    summary = {
+      'identity': record['identity'],
+      'steps': config.train.steps,
+      'parameters': estimate.count(learner.params),
+      'train_loss': history.last['loss'],
+      **measured,
+    }
     _write(workdir, learner, params, summary)
+
+
+def _compiled(config, learner: learner_lib.Learner, rate, mesh):
+  """(the step, the state before the first one)."""
+  optimizer = optim.adamw(
+    rate,
+    weight_decay=config.train.weight_decay,
+    clip_norm=config.train.clip_norm,
+  )
+  fsdp = config.mesh.fsdp
+  step = training.compile_step(
+    learner.task,
+    optimizer,
+    config.seed,
+    parts=config.train.accumulation,
+    mesh=mesh,
+    fsdp=fsdp,
+  )
+  return step, training.start(optimizer, learner.params, mesh, fsdp=fsdp)
 
 
 def _write(workdir: str, learner: learner_lib.Learner, params, summary) -> None:
